@@ -1,0 +1,189 @@
+"""A run's directory and the exit codes: what launchers and trainer agree on, and all that is left when a job is gone."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from configs.load import dump_yaml, leaves, load_config
+from configs.problems import ConfigError, Problem
+from configs.schema import Config
+
+EXIT_DONE: Final = 0
+EXIT_INTERRUPTED: Final = 85
+"""Checkpointed after a signal: run me again."""
+EXIT_DO_NOT_RETRY: Final = 93
+"""Configuration, data or code is at fault."""
+
+# What may differ between two attempts of one run without changing a single sample of it.
+NOT_IDENTITY: Final = re.compile(
+    r"name|run_id|runs_dir|resume|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
+    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
+    r"|(checkpoint|fault|tracking)\..*"
+)
+
+
+def exit_class(code: int) -> str:
+    """One word for an exit code, the same on every launcher."""
+    return {EXIT_DONE: "done", EXIT_INTERRUPTED: "interrupted", EXIT_DO_NOT_RETRY: "do_not_retry"}.get(code, "retry")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that define the experiment, by dotted key."""
+    return {key: value for key, value in leaves(config).items() if not NOT_IDENTITY.fullmatch(key)}
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the experiment, in hex; free of hardware, logging and paths of the run."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old or the new text, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names of all that a run keeps below ``path``. Creating one touches nothing on disk."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunDirectory":
+        """The directory that a configuration's run has, whether it exists or not."""
+        return cls(Path(config.runs_dir) / (config.run_id or f"{config.name}-{config_hash(config)[:8]}"))
+
+    @classmethod
+    def find(cls, run: str, runs_dir: str = "runs") -> "RunDirectory":
+        """A run by path, id, or the beginning of an id (the newest of several).
+
+        Raises:
+            ConfigError: If there is no such run.
+        """
+        candidates = [Path(run), *sorted(Path(runs_dir).glob(f"{run}*"), key=lambda p: -p.stat().st_mtime)]
+        found = next((p for p in candidates if (p / "config.yaml").is_file()), None)
+        if found is None:
+            known = ", ".join(sorted(p.parent.name for p in Path(runs_dir).glob("*/config.yaml"))) or "none"
+            raise ConfigError([Problem(key="RUN", received=run, accepted=f"a run in {runs_dir}/ ({known}), or its path")])
+        return cls(found)
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration; the job reads nothing else."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, hosts, git state and command line, per attempt."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Metrics of all attempts, a row a step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def wandb_dir(self) -> Path:
+        """W&B's own files."""
+        return self.path / "wandb"
+
+    @property
+    def outcome_file(self) -> Path:
+        """How each attempt ended."""
+        return self.path / "outcome.json"
+
+    @property
+    def attempts(self) -> int:
+        """Attempts begun so far."""
+        return sum(1 for _ in (self.path / "logs").glob("attempt-*"))
+
+    def log_dir(self, attempt: int) -> Path:
+        """Folder of the logs of all ranks."""
+        return self.path / "logs" / f"attempt-{attempt:02d}"
+
+    def load_config(self) -> Config:
+        """The frozen configuration.
+
+        Raises:
+            ConfigError: If the file does not hold a valid one.
+        """
+        return load_config([str(self.config_file)]).config
+
+    def freeze(self, config: Config) -> None:
+        """Write the configuration that the next attempt reads.
+
+        Raises:
+            ConfigError: If the run exists and the experiment itself differs: its steps would no longer mean the same.
+        """
+        if self.config_file.exists():
+            old, new = identity(self.load_config()), identity(config)
+            changed = [key for key in new if old.get(key) != new[key]]
+            if changed:
+                accepted = f"what run {self.run_id} was started with, or another run_id"
+                raise ConfigError(
+                    [Problem(key=k, received=str(new[k]), accepted=f"{old.get(k)}: {accepted}") for k in changed]
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_file, dump_yaml(config))
+
+    def wandb_id(self) -> str:
+        """The W&B id, made once per run and kept in the run directory."""
+        file = self.wandb_dir / "wandb_id"
+        if not file.exists():
+            self.wandb_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, os.urandom(4).hex())
+        return file.read_text(encoding="utf-8").strip()
+
+    def begin_attempt(self) -> int:
+        """Make the log folder of a new attempt and return its number, from 0."""
+        attempt = self.attempts
+        self.log_dir(attempt).mkdir(parents=True)
+        return attempt
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """How the attempts ended, oldest first."""
+        if not self.outcome_file.exists():
+            return []
+        attempts: list[dict[str, Any]] = json.loads(self.outcome_file.read_text(encoding="utf-8"))["attempts"]
+        return attempts
+
+    def record_outcome(self, outcome: Mapping[str, Any]) -> None:
+        """Add an attempt's outcome, replacing one of the same number."""
+        attempts = [known for known in self.outcomes() if known["attempt"] != outcome["attempt"]]
+        write_atomically(self.outcome_file, json.dumps({"attempts": [*attempts, dict(outcome)]}, indent=2) + "\n")
+
+
+def rank_log(log_dir: Path, global_rank: int) -> Path:
+    """Everything one rank printed."""
+    return log_dir / f"rank_{global_rank:05d}.log"
+
+
+def rank_error(log_dir: Path, global_rank: int) -> Path:
+    """What ended one rank before its time: JSON with time, rank, host, exit_code, reason."""
+    return log_dir / f"rank_{global_rank:05d}.error.json"
+
+
+def rank_errors(log_dir: Path) -> list[dict[str, Any]]:
+    """What the ranks of an attempt left behind, the earliest first: that one is the root cause."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in log_dir.glob("rank_*.error.json")]
+    return sorted(found, key=lambda error: error["time"])

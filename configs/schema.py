@@ -1,0 +1,279 @@
+"""Every setting of a run: its type, meaning, unit and default. Values are validated alone here, together in checks.py."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, unknown keys refused, no silent conversion of ints and bools."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Augmentation(Section):
+    """Random transforms of training images, built by timm."""
+
+    enabled: bool = True
+    """Off: images are resized and cropped as in evaluation."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    """Share of the image's area that RandomResizedCrop takes (Inception; torchvision's default)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
+    """Aspect ratio of that crop."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Fraction = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: NonNegativeFloat | None = None
+    """Strength of brightness, contrast and saturation jitter; None is off. timm leaves it out when auto_augment is on."""
+    auto_augment: str | None = None
+    """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`; None is off."""
+
+
+class Data(Section):
+    """Shards, batches and the order of samples."""
+
+    train_shards: str | tuple[str, ...]
+    """Tar shards: a path, glob, brace pattern or folder, a `.txt` file that lists them, several joined by `::`, or a list."""
+    val_shards: str | tuple[str, ...]
+    """Shards of the validation split, in the same forms."""
+    prepare: Literal["digits"] | None = None
+    """Data set that is made where the shards are missing (scikit-learn's handwritten digits; needs the `demo` extra)."""
+    num_classes: PositiveInt = 1000
+    """Labels are 0 to num_classes - 1 (ImageNet-1k)."""
+    global_batch_size: PositiveInt = 256
+    """Samples per optimizer step over all devices: keeps its meaning when their number changes."""
+    micro_batch_size: PositiveInt = 64
+    """Samples that a device takes at once. Accumulation follows from it, and BatchNorm sees groups of this size."""
+    eval_batch_size: PositiveInt = 64
+    """Samples that a device takes at once in evaluation. The result does not depend on it."""
+    num_workers: NonNegativeInt = 4
+    """Loader processes per device; 0 loads in the training process. The order of samples does not depend on it."""
+    prefetch_batches: PositiveInt = 4
+    """Micro-batches that each worker keeps ready. No effect with num_workers=0."""
+    num_lanes: PositiveInt = 8
+    """Canonical lanes that an epoch's shards are dealt to; part of the order. Each node reads its own lanes, so choose a
+    multiple of every node count you may use. Divides global_batch_size."""
+    shuffle_window_shards: PositiveInt = 4
+    """Shards of a lane whose samples are shuffled together; part of the order."""
+    index_dir: str | None = None
+    """Folder of index files; None keeps them beside the shards, or under ~/.cache/effnet where that is read-only."""
+    image_size: PositiveInt | None = None
+    """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
+    crop_pct: Fraction = 0.875
+    """Share of the resized short side that the evaluation crop takes."""
+    mean: tuple[float, ...] | None = None
+    """Channel means in 0..1, subtracted on the device; None is ImageNet's (their average for one channel)."""
+    std: tuple[PositiveFloat, ...] | None = None
+    """Channel standard deviations in 0..1; None is ImageNet's."""
+    augmentation: Augmentation = Augmentation()
+
+
+class Model(Section):
+    """The network, built by timm."""
+
+    name: str = "efficientnet_b0"
+    """Any EfficientNet of timm: B0 to B8, L2, lite, V2, RW, tf_ variants."""
+    compound_phi: float | None = None
+    """Compound scaling of B0: depth 1.2^phi, width 1.1^phi, resolution 1.15^phi (Tan and Le, ICML 2019, section 4)."""
+    width_multiplier: PositiveFloat | None = None
+    """Explicit scaling of B0's channels."""
+    depth_multiplier: PositiveFloat | None = None
+    """Explicit scaling of B0's repeats."""
+    pretrained: bool = False
+    """Start from timm's published weights (downloaded)."""
+    checkpoint_path: str | None = None
+    """Start from a timm or safetensors file of weights. A classifier of another size is left at its initial values."""
+    in_chans: Literal[1, 3, 4] = 3
+    """Channels of the input: 1 reads images as grey, 3 as RGB, 4 as RGBA."""
+    drop_rate: Fraction = 0.2
+    """Dropout before the classifier (B0: 0.2; B7: 0.5)."""
+    drop_path_rate: Fraction = 0.2
+    """Stochastic depth: drop probability of the last block, growing linearly from 0."""
+    bn_momentum: Fraction | None = None
+    """Share of a step's batch statistics in BatchNorm's running ones, in PyTorch's sense; None keeps timm's 0.1."""
+    bn_eps: PositiveFloat | None = None
+    """BatchNorm's epsilon; None keeps timm's (1e-5, tf_ variants 1e-3)."""
+    head_hidden_features: PositiveInt | None = None
+    """Width of a hidden layer with ReLU between pooling and classifier, as in transfer learning; None is no such layer."""
+    freeze_backbone_epochs: NonNegativeInt = 0
+    """Epochs at the start in which only the head trains; the backbone's BatchNorm statistics stand still too."""
+
+
+class Loss(Section):
+    """Cross entropy, and the mixing of samples that feeds it."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability mass spread evenly over all classes."""
+    mixup_alpha: NonNegativeFloat = 0.0
+    """Beta parameter of Mixup; 0 is off."""
+    cutmix_alpha: NonNegativeFloat = 0.0
+    """Beta parameter of CutMix; 0 is off."""
+    mixup_prob: Fraction = 1.0
+    """Probability that a micro-batch is mixed at all."""
+    mixup_switch_prob: Fraction = 0.5
+    """Probability of CutMix where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """Whether one mixing ratio holds for a micro-batch, a pair or an element."""
+
+
+class Optimizer(Section):
+    """timm's optimizers, by timm's names. BatchNorm parameters and biases are not decayed."""
+
+    opt: str = "rmsproptf"
+    """Name in timm.optim, such as sgd, rmsproptf, adamw, lamb, lion, muon."""
+    lr: PositiveFloat = 0.016
+    """Peak learning rate at this global batch size (Google's EfficientNet: 0.016 per 256 samples)."""
+    weight_decay: NonNegativeFloat = 1e-5
+    """Weight decay, in the optimizer's own sense (Google's EfficientNet: 1e-5)."""
+    momentum: Fraction = 0.9
+    """Momentum, where the optimizer has one."""
+    kwargs: dict[str, bool | int | float | str | tuple[float, ...]] = {}
+    """Further arguments of that optimizer, such as `eps`, `alpha`, `betas`."""
+
+
+class Scheduler(Section):
+    """timm's learning-rate schedules, advanced at each optimizer step."""
+
+    sched: Literal["cosine", "tanh", "step", "poly", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_epochs: NonNegativeFloat = 5.0
+    """Linear warm-up from warmup_lr, inside the total number of epochs."""
+    warmup_lr: NonNegativeFloat = 1e-6
+    """Learning rate at the first step of a warm-up."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end (cosine, tanh, poly)."""
+    decay_epochs: PositiveFloat | None = None
+    """Epochs between decays (step only)."""
+    decay_rate: PositiveFloat | None = None
+    """Factor of a decay (step), power (poly)."""
+
+
+class Ema(Section):
+    """Exponential moving average of the weights, kept in fp32 and evaluated beside the raw ones."""
+
+    enabled: bool = True
+    """Off: no average is kept."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """Share of the old average kept at each optimizer step (Google's EfficientNet: 0.9999)."""
+    use_warmup: bool = False
+    """Grow the decay from 0 as 1 - (1 + step)^(-2/3) up to `decay`: for short runs."""
+
+
+class Trainer(Section):
+    """Settings of Lightning's Trainer, in Lightning's spelling."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Kind of device; auto takes CUDA where there is one."""
+    devices: PositiveInt | Literal["auto"] = "auto"
+    """Devices per node; auto takes as many (GPUs, else cores) as split the global batch evenly."""
+    num_nodes: PositiveInt = 1
+    """Machines."""
+    strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
+    """auto is single for one device, else ddp."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    """Arithmetic of the forward and backward pass. 16-mixed needs CUDA."""
+    max_epochs: PositiveInt = 350
+    """Passes over the training samples."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps after which training ends early; the schedule still spans max_epochs. None is no such limit."""
+    gradient_clip_val: PositiveFloat | None = None
+    """Bound on the gradient; None is off."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """What gradient_clip_val bounds."""
+    check_val_every_n_epoch: PositiveInt = 1
+    """Epochs between validations."""
+    log_every_n_steps: PositiveInt = 50
+    """Optimizer steps between two rows of training metrics; between them the host never waits for the device."""
+    channels_last: bool = True
+    """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
+    num_threads: PositiveInt | None = None
+    """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
+
+
+class Deepspeed(Section):
+    """Settings that only strategy `deepspeed` reads."""
+
+    zero_stage: Literal[1, 2, 3] | None = None
+    """What ZeRO partitions: 1 optimizer states, 2 gradients too, 3 parameters too."""
+
+
+class Checkpoint(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_n_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints; None is off."""
+    every_n_epochs: PositiveInt = 1
+    """Epochs between checkpoints. One is always written at the end."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints kept. The last one that verifies is never removed."""
+
+
+class Fault(Section):
+    """What happens when something goes wrong."""
+
+    timeout_s: PositiveFloat = 300.0
+    """Longest wait in a collective operation before a rank gives up on its peers."""
+    check_every_n_steps: PositiveInt = 1
+    """Optimizer steps between two agreements on whether a signal has arrived."""
+
+
+class Tracking(Section):
+    """Weights & Biases. metrics.csv is always written."""
+
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """W&B's own modes. `offline` keeps all in the run directory, for `wandb sync` later."""
+    project: str = "effnet"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; None is the key's default."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: RunId = "run"
+    """Short name; the default run id starts with it."""
+    run_id: RunId | None = None
+    """Folder under runs_dir; None is `name` plus a hash of what defines the experiment: the same command, the same run."""
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    seed: NonNegativeInt = 0
+    """Seeds weights, order, augmentation and dropout."""
+    resume: str = "auto"
+    """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else a path of a
+    checkpoint directory."""
+    data: Data
+    model: Model = Model()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    ema: Ema = Ema()
+    trainer: Trainer = Trainer()
+    deepspeed: Deepspeed = Deepspeed()
+    checkpoint: Checkpoint = Checkpoint()
+    fault: Fault = Fault()
+    tracking: Tracking = Tracking()
+
+    @property
+    def width_and_depth(self) -> tuple[float, float] | None:
+        """Multipliers of B0's channels and repeats, or None where `model.name` says all.
+
+        Constants: Tan and Le, EfficientNet, ICML 2019, section 4 (alpha 1.2, beta 1.1, gamma 1.15).
+        """
+        if self.model.compound_phi is not None:
+            return 1.1**self.model.compound_phi, 1.2**self.model.compound_phi
+        if self.model.width_multiplier is None and self.model.depth_multiplier is None:
+            return None
+        return self.model.width_multiplier or 1.0, self.model.depth_multiplier or 1.0

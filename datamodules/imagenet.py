@@ -1,0 +1,160 @@
+"""The LightningDataModule: shards of ImageNet, or of anything in its form, in the exact order."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pytorch_lightning import LightningDataModule
+
+from configs.batches import BatchLayout
+from configs.problems import DataError
+from configs.schema import Data
+from datamodules.index import ShardIndex, open_index
+from datamodules.loaders import EpochLoader, EvaluationLoader, TrainingStream, make_loader
+from datamodules.order import ORDER_VERSION, TrainingOrder
+from datamodules.source import EvaluationPlan, ShardSource, TrainingPlan
+from datamodules.transforms import Decode, Transform, evaluation_transform, training_transform
+from datamodules.urls import expand
+
+
+class ImageNetDataModule(LightningDataModule):
+    """Training batches by (seed, step), validation batches each once.
+
+    Attributes:
+        train_index: Index of the training split, after ``setup``.
+        val_index: Index of the validation split, after ``setup``.
+        order: The order of training samples, after ``setup``.
+    """
+
+    train_index: ShardIndex
+    val_index: ShardIndex
+    order: TrainingOrder
+
+    def __init__(self, data: Data, *, seed: int, image_size: int, in_chans: int, pin_memory: bool = False) -> None:
+        super().__init__()
+        self.data = data
+        self.seed = seed
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.pin_memory = pin_memory
+        self.index_progress: Callable[[int], None] | None = None
+        self._stream: TrainingStream | None = None
+        self._val_loader: EvaluationLoader | None = None
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the global batch lies over the ranks of this attempt."""
+        assert self.trainer is not None
+        return BatchLayout(
+            global_batch_size=self.data.global_batch_size,
+            micro_batch_size=self.data.micro_batch_size,
+            world_size=self.trainer.world_size,
+        )
+
+    def prepare_data(self) -> None:
+        """Make the index files, on one process per node."""
+        self._open_indexes()
+
+    def setup(self, stage: str) -> None:
+        """Read the index files.
+
+        Raises:
+            DataError: If shards are missing or damaged, or an epoch is smaller than a global batch.
+        """
+        self._open_indexes()
+        self.order = TrainingOrder(
+            self.train_index.shard_samples,
+            seed=self.seed,
+            global_batch_size=self.data.global_batch_size,
+            num_lanes=self.data.num_lanes,
+            window_shards=self.data.shuffle_window_shards,
+        )
+        if stage == "fit" and self.order.samples < self.data.global_batch_size:
+            raise DataError(
+                f"data.global_batch_size is {self.data.global_batch_size}, but there are only "
+                f"{self.order.samples} training samples"
+            )
+
+    def train_dataloader(self) -> EpochLoader:
+        """What is left of the current epoch. Lightning asks anew each epoch; the workers behind it are the same."""
+        assert self.trainer is not None
+        step = self.trainer.global_step
+        accumulate = self.layout.accumulate_grad_batches
+        if self._stream is None or self._stream.position != step * accumulate:
+            self._close_stream()
+            self._stream = self._open_stream(first=step * accumulate)
+        end = self.order.epoch_end(self.trainer.current_epoch + 1)
+        return EpochLoader(self._stream, (end - step) * accumulate)
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """This rank's share of the validation split."""
+        assert self.trainer is not None
+        if self._val_loader is None:
+            plan = EvaluationPlan(
+                samples=len(self.val_index),
+                batch_size=self.data.eval_batch_size,
+                global_rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
+            )
+            decode = self._decode(evaluation_transform(self.data, self.image_size), seed=None)
+            source = ShardSource(self.val_index, plan)
+            batch_size = self.data.eval_batch_size
+            loader = make_loader(source, decode, self.data, batch_size=batch_size, pin_memory=self.pin_memory)
+            self._val_loader = EvaluationLoader(loader, plan)
+        return self._val_loader
+
+    def position(self, step: int) -> dict[str, int | str]:
+        """Where the data stands after ``step`` optimizer steps: the same on every rank, whatever loaders have handed out."""
+        return {
+            "epoch": self.order.epochs_before(step),
+            "samples_consumed": step * self.data.global_batch_size,
+            "seed": self.seed,
+            "index_hash": self.train_index.digest,
+            "order_version": ORDER_VERSION,
+        }
+
+    def check_position(self, saved: dict[str, int | str], step: int) -> None:
+        """Refuse to go on from a position that names other samples than this run's.
+
+        Raises:
+            DataError: If seed, index or order version differ.
+        """
+        differing = {key: (saved.get(key), value) for key, value in self.position(step).items() if saved.get(key) != value}
+        if differing:
+            listed = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
+            raise DataError(f"the checkpoint's data position does not fit this run: {listed}")
+
+    def teardown(self, stage: str) -> None:
+        """End the loaders' worker processes."""
+        self._close_stream()
+        self._val_loader = None
+
+    def _open_indexes(self) -> None:
+        train, val = (expand(shards) for shards in (self.data.train_shards, self.data.val_shards))
+        self.train_index = self._open_index(train)
+        self.val_index = self._open_index(val)
+
+    def _open_index(self, shards: list[Path]) -> ShardIndex:
+        index = open_index(shards, index_dir=self.data.index_dir, progress=self.index_progress)
+        if int(index.labels.min()) < 0 or int(index.labels.max()) >= self.data.num_classes:
+            raise DataError(
+                f"labels of {shards[0]} and the shards beside it go from {index.labels.min()} to {index.labels.max()}, "
+                f"but data.num_classes is {self.data.num_classes} (-1: a sample without a label)"
+            )
+        return index
+
+    def _decode(self, transform: Transform, *, seed: int | None) -> Decode:
+        return Decode(transform, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
+
+    def _open_stream(self, *, first: int) -> TrainingStream:
+        assert self.trainer is not None
+        plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank)
+        decode = self._decode(training_transform(self.data, self.image_size), seed=self.seed)
+        source = ShardSource(self.train_index, plan, first=first)
+        batch_size = self.data.micro_batch_size
+        loader = make_loader(source, decode, self.data, batch_size=batch_size, pin_memory=self.pin_memory)
+        return TrainingStream(loader, first=first)
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

@@ -1,0 +1,1 @@
+"""The command line and the launchers. Never imports torch; knows the trainer as ``python -m trainer``."""

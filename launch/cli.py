@@ -1,0 +1,94 @@
+"""The ``effnet`` command. Commands import what they need when they run: help must come at once, and never imports torch."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train EfficientNets on one machine or many, and never lose or repeat a sample doing it.",
+)
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file; later ones win.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_epochs=5", metavar="[KEY=VALUE]...")]
+Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint directory; the newest if left out.")]
+
+
+@app.command()
+def fit(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: Annotated[str | None, typer.Option(help="Go on with an existing run.")] = None,
+) -> None:
+    """Train on this machine's devices. The same command goes on where it stopped."""
+    from launch import fit as local
+
+    raise typer.Exit(local.fit(config or [], overrides or [], run))
+
+
+@app.command()
+def validate(run: Run, checkpoint: Checkpoint = None) -> None:
+    """Evaluate a run's newest checkpoint: each validation sample once, raw and averaged weights."""
+    from launch import fit as local
+
+    raise typer.Exit(local.on_run("validate", run, _options(checkpoint=checkpoint)))
+
+
+@app.command()
+def export(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    out_dir: Annotated[Path | None, typer.Option(help="Folder to write to; RUN/export if left out.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The raw weights instead of their average.")] = False,
+) -> None:
+    """Write a run's weights as model.safetensors, which plain timm loads."""
+    from launch import fit as local
+
+    options = [*_options(checkpoint=checkpoint, out_dir=out_dir), *(["--raw"] if raw else [])]
+    raise typer.Exit(local.on_run("export", run, options))
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None:
+    """Print the resolved configuration, each value with its origin."""
+    from configs.load import leaves, load_config
+
+    resolved = load_config(config or [], overrides or [])
+    for key, value in leaves(resolved.config).items():
+        typer.echo(f"{key}: {json.dumps(value)}  # {resolved.origins.get(key, 'default')}")
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def shards(context: typer.Context) -> None:
+    """Make and check WebDataset shards (build, index, digits)."""
+    os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
+
+
+def _options(**values: Path | None) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's is one message and exit code 93."""
+    try:
+        app(prog_name="effnet")
+    except Exception as error:
+        from configs.problems import ConfigError, DataError
+        from configs.run import EXIT_DO_NOT_RETRY
+
+        if not isinstance(error, (ConfigError, DataError)):
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(EXIT_DO_NOT_RETRY)
+
+
+if __name__ == "__main__":
+    main()

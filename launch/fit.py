@@ -1,0 +1,119 @@
+"""``effnet fit``, ``validate`` and ``export``: a run on this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.load import load_config
+from configs.problems import ConfigError, DataError, Problem
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
+from configs.schema import Config
+from launch.devices import count_gpus, resolve_devices
+from launch.supervisor import outcome, run_command, trainer_command
+
+console = Console(stderr=True)
+
+
+def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
+    """Train here, to the end or until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: For any mistake in the configuration, before anything is written.
+    """
+    if run is not None:
+        found = RunDirectory.find(run).path
+        files = [str(found / "config.yaml"), *files]
+        overrides = [*overrides, f"runs_dir={found.parent}", f"run_id={found.name}"]
+    config = load_config(files, overrides).config
+    devices = resolve_devices(config)
+    _check_machine(config, devices)
+    directory = RunDirectory.of(config)
+    past = directory.outcomes()
+    if past and past[-1]["exit_code"] == EXIT_DONE:
+        console.print(f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}")
+        return EXIT_DONE
+    if config.data.prepare is not None:
+        _prepare(config)
+    directory.freeze(config)
+    directory.wandb_id()
+    attempt = directory.begin_attempt()
+    log_dir = directory.log_dir(attempt)
+    arguments = ("fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}")
+    started = time.time()
+    status = run_command(
+        trainer_command(*arguments, devices=devices), devices=devices, log_dir=log_dir, environment=os.environ
+    )
+    result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
+    directory.record_outcome(result)
+    _say(result, directory)
+    return int(result["exit_code"])
+
+
+def on_run(command: str, run: str, options: Sequence[str]) -> int:
+    """Run another command of the trainer on a run's directory, in one process; returns the exit code.
+
+    Raises:
+        ConfigError: If there is no such run.
+    """
+    directory = RunDirectory.find(run)
+    log_dir = directory.path / "logs" / command
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for error in log_dir.glob("rank_*.error.json"):
+        error.unlink()
+    arguments = (command, str(directory.path), f"--log-dir={log_dir}", *options)
+    status = run_command(trainer_command(*arguments, devices=1), devices=1, log_dir=log_dir, environment=os.environ)
+    if status != EXIT_DONE:
+        reasons = [error["reason"] for error in rank_errors(log_dir)] or [f"ended with status {status}"]
+        console.print(f"error: {reasons[0]}\nlog: {log_dir}", style="red", highlight=False, markup=False)
+    return status if status >= 0 else 1
+
+
+def _check_machine(config: Config, devices: int) -> None:
+    problems = []
+    trainer, micro = config.trainer, config.data.micro_batch_size
+    if trainer.num_nodes > 1:
+        problems.append(
+            Problem(key="trainer.num_nodes", received=str(trainer.num_nodes), accepted="1: effnet fit trains on this machine")
+        )
+    if trainer.accelerator != "cpu":
+        gpus = count_gpus()
+        if gpus == 0 and trainer.precision == "16-mixed":
+            problems.append(
+                Problem(key="trainer.precision", received="16-mixed", accepted="32-true or bf16-mixed: no GPU is here")
+            )
+        if (trainer.accelerator == "cuda" or gpus) and devices > gpus:
+            problems.append(
+                Problem(key="trainer.devices", received=str(trainer.devices), accepted=f"at most {gpus}, the GPUs here")
+            )
+    if config.data.global_batch_size % (micro * devices):
+        size = str(config.data.global_batch_size)
+        accepted = f"a multiple of micro_batch_size x devices = {micro} x {devices}"
+        problems.append(Problem(key="data.global_batch_size", received=size, accepted=accepted))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _prepare(config: Config) -> None:
+    """Make the demo's shards where they are missing; the command itself sees whether they are there."""
+    shards = config.data.train_shards
+    out_dir = Path(shards if isinstance(shards, str) else shards[0]).parent
+    done = subprocess.run([sys.executable, "-m", "datamodules", str(config.data.prepare), str(out_dir)], check=False)
+    if done.returncode:
+        raise DataError(f"data.prepare={config.data.prepare} failed with status {done.returncode}")
+
+
+def _say(result: dict[str, object], directory: RunDirectory) -> None:
+    code, where = result["exit_code"], f"logs: {directory.path / 'logs'}"
+    if code == EXIT_INTERRUPTED:
+        text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
+        console.print(text, style="yellow", highlight=False, markup=False)
+    elif code != EXIT_DONE:
+        rank = f" on rank {result['rank']} ({result['host']})" if result["rank"] is not None else ""
+        hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."
+        text = f"error{rank}: {result['reason']}\n{where}{hint}"
+        console.print(text, style="red", highlight=False, markup=False)

@@ -1,0 +1,1 @@
+"""The process that runs on each rank: model, loop, checkpoints, tracking."""

@@ -1,0 +1,99 @@
+"""``python -m trainer``: the process that runs on each rank. Signals and logs are set up before torch is imported."""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.problems import ConfigError, DataError
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_error, rank_log, write_atomically
+from trainer.logs import logger, redirect_output
+from trainer.processes import Processes
+from trainer.signals import StopFlag
+
+EXIT_RETRY = 1
+
+
+def main() -> int:
+    """Parse, run, and turn what comes of it into an exit code and a record."""
+    arguments = _parse()
+    flag = StopFlag().install()
+    processes = Processes.from_environment()
+    run = RunDirectory(arguments.run)
+    log_dir: Path = arguments.log_dir
+    console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=processes.global_rank == 0)
+
+    def work() -> None:
+        if arguments.command == "fit":
+            from trainer.fit import fit
+
+            fit(run, attempt=arguments.attempt, flag=flag, processes=processes, console=console)
+        elif arguments.command == "validate":
+            from trainer.evaluation import validate
+
+            validate(run, checkpoint=arguments.checkpoint, processes=processes, console=console)
+        else:
+            from trainer.export import export
+
+            export(run, checkpoint=arguments.checkpoint, out_dir=arguments.out_dir, raw=arguments.raw, console=console)
+
+    return _guarded(work, log_dir=log_dir, processes=processes)
+
+
+def _guarded(work: Callable[[], None], *, log_dir: Path, processes: Processes) -> int:
+    try:
+        work()
+    except (ConfigError, DataError) as error:
+        return _record(error, EXIT_DO_NOT_RETRY, log_dir=log_dir, processes=processes)
+    except Exception as error:
+        from trainer.checkpointing import Interrupted
+
+        code = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_RETRY
+        if code == EXIT_RETRY:
+            logger.exception("rank %d failed", processes.global_rank)
+        return _record(error, code, log_dir=log_dir, processes=processes)
+    return EXIT_DONE
+
+
+def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes) -> int:
+    """Leave the reason where the launcher finds it, whichever node this is."""
+    reason = str(error) if code != EXIT_RETRY else f"{type(error).__name__}: {error}"
+    record = {
+        "time": time.time(),
+        "rank": processes.global_rank,
+        "host": socket.gethostname(),
+        "exit_code": code,
+        "reason": reason,
+    }
+    write_atomically(rank_error(log_dir, processes.global_rank), json.dumps(record, indent=2) + "\n")
+    sys.stderr.write(f"{reason}\n")
+    return code
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("fit", "validate", "export"):
+        command = commands.add_parser(name)
+        command.add_argument("run", type=Path, help="run directory")
+        command.add_argument("--log-dir", type=Path, required=True, help="folder for a log file of each rank")
+        if name == "fit":
+            command.add_argument("--attempt", type=int, required=True, help="number of this start of the run, from 0")
+        else:
+            command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
+        if name == "export":
+            command.add_argument("--out-dir", type=Path)
+            command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Past this point only library teardown is left (process groups, W&B's service), which may hang or overwrite the exit code.
+    os._exit(code)

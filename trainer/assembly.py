@@ -1,0 +1,117 @@
+"""From a configuration to module, data and Lightning Trainer: the parts that training and evaluation share."""
+
+import os
+import warnings
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+
+from configs.batches import BatchLayout, epoch_end_step
+from configs.problems import ConfigError, Problem
+from configs.schema import Config
+from datamodules.imagenet import ImageNetDataModule
+from datamodules.index import open_index
+from datamodules.randomness import WEIGHTS, seed_everything
+from datamodules.urls import expand
+from trainer.checkpoints import CheckpointFile
+from trainer.module import EfficientNetModule
+from trainer.network import build_network, image_size
+from trainer.processes import Processes
+from trainer.strategies import build_strategy
+
+
+def resolve_accelerator(config: Config) -> Literal["cpu", "cuda"]:
+    """The device kind that `auto` stands for here.
+
+    Raises:
+        ConfigError: If CUDA is asked for and absent, or the precision needs it.
+    """
+    available = torch.cuda.is_available()
+    if config.trainer.accelerator == "cuda" and not available:
+        raise ConfigError([Problem(key="trainer.accelerator", received="cuda", accepted="cpu: no CUDA device is here")])
+    accelerator: Literal["cpu", "cuda"] = "cuda" if available and config.trainer.accelerator != "cpu" else "cpu"
+    if accelerator == "cpu" and config.trainer.precision == "16-mixed":
+        raise ConfigError(
+            [Problem(key="trainer.precision", received="16-mixed", accepted="32-true or bf16-mixed: no CUDA device is here")]
+        )
+    return accelerator
+
+
+def build_datamodule(config: Config, accelerator: str) -> ImageNetDataModule:
+    """The data of a configuration."""
+    return ImageNetDataModule(
+        config.data,
+        seed=config.seed,
+        image_size=image_size(config),
+        in_chans=config.model.in_chans,
+        pin_memory=accelerator == "cuda",
+    )
+
+
+def build_module(config: Config) -> EfficientNetModule:
+    """The module with its initial weights, which depend on the seed alone."""
+    seed_everything(config.seed, WEIGHTS)
+    network = build_network(config)
+    if config.trainer.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    index = open_index(expand(config.data.train_shards), index_dir=config.data.index_dir)
+    updates = epoch_end_step(1, samples=len(index), global_batch_size=config.data.global_batch_size)
+    return EfficientNetModule(config, network, updates_per_epoch=updates)
+
+
+def build_trainer(
+    config: Config,
+    processes: Processes,
+    accelerator: str,
+    *,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+) -> Trainer:
+    """Lightning's Trainer, with its signal handling taken out.
+
+    Raises:
+        ConfigError: If the global batch cannot be dealt to the processes that were started.
+    """
+    torch.set_num_threads(config.trainer.num_threads or max((os.cpu_count() or 1) // processes.local_world_size, 1))
+    data = config.data
+    try:
+        layout = BatchLayout(
+            global_batch_size=data.global_batch_size,
+            micro_batch_size=data.micro_batch_size,
+            world_size=processes.world_size,
+        )
+    except ValueError as error:
+        size = str(data.global_batch_size)
+        raise ConfigError([Problem(key="data.global_batch_size", received=size, accepted=str(error))]) from None
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    arguments: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": processes.local_world_size,
+        "num_nodes": processes.num_nodes,
+        "strategy": build_strategy(config, processes, accelerator),
+        "precision": config.trainer.precision,
+        "plugins": [] if config.trainer.strategy == "deepspeed" else [CheckpointFile()],
+        "max_epochs": config.trainer.max_epochs,
+        "max_steps": config.trainer.max_steps or -1,
+        "accumulate_grad_batches": layout.accumulate_grad_batches,
+        "gradient_clip_val": config.trainer.gradient_clip_val,
+        "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if config.trainer.gradient_clip_val else None,
+        "check_val_every_n_epoch": config.trainer.check_val_every_n_epoch,
+        "log_every_n_steps": config.trainer.log_every_n_steps,
+        # Each epoch asks the data module for the rest of that epoch: epochs differ by a step where a batch spans their seam.
+        "reload_dataloaders_every_n_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(callbacks=callbacks, logger=loggers, **arguments)
+    # Lightning's SIGTERM handler runs a collective inside the handler, which deadlocks, and its loop broadcasts and reads a tensor
+    # before every batch, which makes the host wait for the device
+    # (https://github.com/Lightning-AI/pytorch-lightning/issues/21406 and /21487). trainer/signals.py does their work.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -1,0 +1,77 @@
+"""BatchNorm's running statistics, the same for any number of ranks and any accumulation.
+
+PyTorch updates them at each forward pass, on each rank alone: they differ between ranks, are lost but for rank 0's in a
+checkpoint, and the same momentum means another memory when the number of devices changes. Here they move once per optimizer step,
+by the mean of the statistics of all micro-batches of the global batch. With one micro-batch a rank this equals timm's
+``--dist-bn reduce`` at every step; with one micro-batch in all, plain PyTorch.
+"""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.distributed import ReduceOp, all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.module import EfficientNetModule
+
+
+class BatchNormStatistics(Callback):
+    """Within a step, makes each BatchNorm hold the mean over the micro-batches so far; at its end, mixes that into the running one.
+
+    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean.
+    """
+
+    def __init__(self) -> None:
+        self._momentum: list[float] = []
+        self._running: torch.Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the statistics that the network was built or restored with, in fp32."""
+        layers = _layers(pl_module)
+        self._momentum = [layer.momentum if layer.momentum is not None else 0.1 for layer in layers]
+        self._running = _flat(_buffers(layers)) if layers else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the momentum that makes a mean."""
+        momentum = 1 / (batch_idx % trainer.accumulate_grad_batches + 1)
+        for layer in _layers(pl_module):
+            layer.momentum = momentum
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of an optimizer step, average over the ranks and update the running statistics."""
+        assert isinstance(pl_module, EfficientNetModule)
+        if self._running is None or not pl_module.ends_step(batch_idx) or pl_module.backbone_is_frozen:
+            return
+        layers = _layers(pl_module)
+        buffers = _buffers(layers)
+        step = _flat(buffers)
+        if trainer.world_size > 1:
+            all_reduce(step, ReduceOp.SUM)
+            step /= trainer.world_size
+        self._running.lerp_(step, self._momentum[0])
+        torch._foreach_copy_(buffers, _split(self._running, buffers))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the layers their own momentum back."""
+        for layer, momentum in zip(_layers(pl_module), self._momentum, strict=True):
+            layer.momentum = momentum
+
+
+def _layers(pl_module: nn.Module) -> list[_BatchNorm]:
+    return [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def _buffers(layers: list[_BatchNorm]) -> list[torch.Tensor]:
+    return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+
+
+def _flat(buffers: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([buffer.float() for buffer in buffers])
+
+
+def _split(flat: torch.Tensor, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(flat.split([buffer.numel() for buffer in buffers]))

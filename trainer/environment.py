@@ -1,0 +1,66 @@
+"""What a run was made with: versions, host, git state, command line."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from configs.run import RunDirectory, write_atomically
+
+PACKAGES = (
+    "effnet", "torch", "torchvision", "pytorch-lightning", "timm", "webdataset", "wandb", "deepspeed", "numpy", "pillow"
+)  # fmt: skip
+
+
+def git_state() -> tuple[str | None, str]:
+    """Commit of the code that runs, and what is changed beside it; (None, "") outside a checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top.strip()) != root:
+        return None, ""
+    commit = git("rev-parse", "HEAD")
+    return commit.strip() if commit else None, git("diff", "HEAD") or ""
+
+
+def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> str | None:
+    """Add this attempt to ``environment.json`` and keep uncommitted changes beside it; returns the git commit."""
+    commit, diff = git_state()
+    if diff:
+        (run.path / "uncommitted.diff").write_text(diff, encoding="utf-8")
+    entry: dict[str, Any] = {
+        "attempt": attempt,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_sha": commit,
+        "uncommitted_changes": bool(diff),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "world_size": world_size,
+        "command": sys.orig_argv,
+    }
+    file = run.environment_file
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    write_atomically(file, json.dumps([*entries, entry], indent=2) + "\n")
+    return commit
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

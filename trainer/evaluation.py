@@ -1,0 +1,48 @@
+"""``python -m trainer validate``: exact metrics of a finished run's weights on its validation split."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.problems import DataError
+from configs.run import RunDirectory, write_atomically
+from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
+from trainer.checkpoints import CheckpointDirectory, load_weights, read_manifest
+from trainer.network import build_network
+from trainer.processes import Processes
+
+
+def validate(run: RunDirectory, *, checkpoint: Path | None, processes: Processes, console: Console) -> None:
+    """Print the metrics, and write them to ``validation.json``.
+
+    Raises:
+        DataError: If the run has no checkpoint that verifies.
+    """
+    config = run.load_config()
+    path = checkpoint or CheckpointDirectory(run.checkpoints).newest()
+    if path is None:
+        raise DataError(f"{run.path} has no checkpoint that verifies")
+    weights, step = load_weights(path), read_manifest(path)["step"]
+    accelerator = resolve_accelerator(config)
+    module = build_module(config)
+    module.network.load_state_dict(weights["raw"])
+    if "ema" in weights:
+        average = build_network(config)
+        average.load_state_dict(weights["ema"])
+        device = "cuda" if accelerator == "cuda" else "cpu"
+        module.set_average(average.to(device).eval().requires_grad_(requires_grad=False))
+    trainer = build_trainer(config, processes, accelerator, callbacks=[], loggers=[])
+    metrics = trainer.validate(module, build_datamodule(config, accelerator), verbose=False)[0]
+    if not trainer.is_global_zero:
+        return
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    result = {"checkpoint": str(path), "step": step, "samples": len(datamodule.val_index), **metrics}
+    write_atomically(run.path / "validation.json", json.dumps(result, indent=2) + "\n")
+    table = Table(title=f"{run.run_id}, step {step}: {result['samples']:,} samples", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)

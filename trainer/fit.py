@@ -1,0 +1,120 @@
+"""``python -m trainer fit``: the composition root of training. Builds the parts, trains, says what came of it."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.problems import ConfigError, Problem
+from configs.run import RunDirectory
+from configs.schema import Config
+from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
+from trainer.batchnorm import BatchNormStatistics
+from trainer.checkpointing import Checkpointing
+from trainer.checkpoints import CHECKPOINT, CheckpointDirectory, read_manifest
+from trainer.curves import draw_curves
+from trainer.ema import WeightAverage
+from trainer.environment import record_environment
+from trainer.logs import logger
+from trainer.metrics import TrainingMetrics
+from trainer.processes import Processes
+from trainer.progress import ProgressDisplay
+from trainer.signals import StopFlag
+from trainer.tracking import SafeWandbLogger, build_loggers
+
+
+def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes, console: Console) -> None:
+    """Train a run to its end, or until a signal.
+
+    Raises:
+        Interrupted: After a signal, when the run is checkpointed.
+        ConfigError: If the configuration does not fit this machine.
+        DataError: If the data is at fault.
+    """
+    config = run.load_config()
+    accelerator = resolve_accelerator(config)
+    checkpoints = CheckpointDirectory(run.checkpoints)
+    resume_from = find_checkpoint(config, checkpoints)
+    resumed_step = int(read_manifest(resume_from)["step"]) if resume_from else 0
+    commit = record_environment(run, attempt=attempt, world_size=processes.world_size) if _first(processes) else None
+
+    metrics = TrainingMetrics(config, attempt=attempt)
+    facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id()}
+    callbacks = [
+        BatchNormStatistics(),
+        *([WeightAverage(config.ema)] if config.ema.enabled else []),
+        metrics,
+        ProgressDisplay(config, console, metrics),
+        Checkpointing(config, checkpoints, flag, facts=facts),
+    ]
+    loggers = build_loggers(config, run, resumed_step=resumed_step)
+    trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
+    datamodule = build_datamodule(config, accelerator)
+    module = build_module(config)
+    for tracker in loggers:
+        if isinstance(tracker, SafeWandbLogger):
+            tracker.log_hyperparams(config.model_dump(mode="json"))
+    logger.info(
+        "%s: %s, %d %s process%s, global batch %d",
+        run.run_id,
+        config.model.name,
+        processes.world_size,
+        accelerator,
+        "es" if processes.world_size > 1 else "",
+        config.data.global_batch_size,
+    )
+    exit_code = 1
+    try:
+        ckpt_path = str(resume_from / CHECKPOINT) if resume_from else None
+        trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+        exit_code = 0
+    finally:
+        if trainer.is_global_zero:
+            for tracker in loggers:
+                if isinstance(tracker, SafeWandbLogger):
+                    tracker.finish(exit_code)
+    if trainer.is_global_zero:
+        draw_curves(run.metrics_file, run.path / "curves.png")
+        _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)
+
+
+def find_checkpoint(config: Config, checkpoints: CheckpointDirectory) -> Path | None:
+    """The checkpoint to go on from, by `resume`.
+
+    Raises:
+        ConfigError: With `never` in a run that has one, or a path that does not verify.
+    """
+    if config.resume == "auto":
+        return checkpoints.newest()
+    if config.resume == "never":
+        newest = checkpoints.newest()
+        if newest is not None:
+            raise ConfigError([Problem(key="resume", received="never", accepted=f"auto, or another run_id: {newest} exists")])
+        return None
+    path = Path(config.resume)
+    read_manifest(path)
+    return path
+
+
+def _first(processes: Processes) -> bool:
+    return processes.global_rank == 0
+
+
+def _report(run: RunDirectory, config: Config, metrics: dict[str, float], console: Console) -> None:
+    table = Table(title=f"{run.run_id}: done", title_justify="left")
+    table.add_column("validation")
+    kinds = [("raw weights", "val/"), ("averaged weights", "val/ema_")]
+    shown = [(label, prefix) for label, prefix in kinds if f"{prefix}top1" in metrics]
+    for label, _ in shown:
+        table.add_column(label, justify="right")
+    for name in ("top1", "top5", "loss"):
+        table.add_row(name, *(f"{metrics[prefix + name]:.4f}" for _, prefix in shown))
+    console.print()
+    if shown:
+        console.print(table)
+    console.print(f"curves  {run.path / 'curves.png'}", highlight=False)
+    console.print("next", highlight=False)
+    console.print(f"  effnet fit --run {run.path}          # go on from the newest checkpoint", highlight=False)
+    console.print(f"  effnet validate {run.path}", highlight=False)
+    if config.tracking.mode == "offline":
+        console.print(f"  wandb sync {run.wandb_dir}/offline-run-*", highlight=False)

@@ -1,0 +1,73 @@
+"""Rows of metrics: what each holds, and when the host reads them off the device."""
+
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from configs.schema import Config
+
+
+def log_row(trainer: Trainer, values: dict[str, float]) -> None:
+    """Write one row to every logger, at the present optimizer step, with the axes that all rows share.
+
+    ``epoch`` counts passes over the training samples, as a fraction; ``samples_seen`` samples of all devices.
+    """
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    samples_seen = trainer.global_step * datamodule.data.global_batch_size
+    axes = {"samples_seen": samples_seen, "epoch": samples_seen / datamodule.order.samples}
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, **axes}, step=trainer.global_step)
+
+
+class TrainingMetrics(Callback):
+    """Every ``log_every_n_steps``, reads the sums kept on the device, over all ranks, and logs a row.
+
+    Attributes:
+        last_row: The latest row, for progress bars.
+    """
+
+    def __init__(self, config: Config, *, attempt: int) -> None:
+        self._config = config
+        self._attempt = attempt
+        self._last_step = 0
+        self._last_time = 0.0
+        self.last_row: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log when it is time."""
+        step = trainer.global_step
+        if step == self._last_step or step % self._config.trainer.log_every_n_steps:
+            return
+        sums = pl_module.train_sums
+        assert isinstance(sums, torch.Tensor)
+        reduced = trainer.strategy.reduce(sums.double(), reduce_op="sum")
+        assert isinstance(reduced, torch.Tensor)
+        loss, correct, samples = reduced.tolist()
+        sums.zero_()
+        elapsed = time.monotonic() - self._last_time
+        images = (step - self._last_step) * self._config.data.global_batch_size
+        self.last_row = {
+            "train/loss": loss / samples,
+            "train/top1": correct / samples,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "throughput/images_per_second": images / elapsed,
+            "attempt": self._attempt,
+        }
+        log_row(trainer, self.last_row)
+        self._last_step, self._last_time = step, time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation does not count as time of training."""
+        self._paused = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the pause off the clock."""
+        self._last_time += time.monotonic() - self._paused

@@ -1,0 +1,177 @@
+"""The LightningModule: what happens to one micro-batch, in training and in evaluation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from configs.batches import BatchLayout
+from configs.schema import Config
+from datamodules.loaders import Batch
+from datamodules.randomness import MICRO_BATCH, seed_everything
+from datamodules.transforms import channel_statistics
+from trainer.metrics import log_row
+from trainer.optimization import build_optimizer, build_scheduler
+
+
+class EfficientNetModule(LightningModule):
+    """An EfficientNet, its loss, its optimizer and its metrics.
+
+    Metrics are summed on the device; nothing in a step waits for it.
+
+    Attributes:
+        network: The timm model; its parameters are all that the module has.
+        train_sums: (3,) float32 on the device: loss, correct and samples since the last reading, of this rank.
+    """
+
+    def __init__(self, config: Config, network: nn.Module, *, updates_per_epoch: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self._updates_per_epoch = updates_per_epoch
+        mean, std = channel_statistics(config.data, config.model.in_chans)
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(values).view(1, -1, 1, 1) * 255
+            self.register_buffer(name, buffer, persistent=False)
+        self.register_buffer("train_sums", torch.zeros(3), persistent=False)
+        self._mixup, self._loss = _mixup_and_loss(config)
+        self._average: list[nn.Module] = []  # a list: not registered, so neither trained, synchronised nor saved as ours
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def set_average(self, network: nn.Module) -> None:
+        """Evaluate these averaged weights beside the raw ones."""
+        self._average = [network]
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the global batch lies over the ranks."""
+        data = self.config.data
+        return BatchLayout(
+            global_batch_size=data.global_batch_size,
+            micro_batch_size=data.micro_batch_size,
+            world_size=self.trainer.world_size,
+        )
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether an optimizer step follows that micro-batch."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether only the head trains in this epoch."""
+        return self.trainer.current_epoch < self.config.model.freeze_backbone_epochs
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) uint8 to float of zero mean and unit variance, in the network's memory format."""
+        layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
+        return ((images.to(self.mean.dtype) - self.mean) / self.std).contiguous(memory_format=layout)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) uint8 to logits (N, num_classes)."""
+        logits: torch.Tensor = self.network(self.normalise(images))
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        """Hold the backbone's BatchNorm and dropout still while it is frozen."""
+        self.network.train()
+        if self.backbone_is_frozen:
+            self.network.eval()
+            self.network.classifier.train()  # type: ignore[union-attr]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Loss of a micro-batch, averaged over its samples."""
+        # Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank, and after any resume.
+        micro_batch = self.layout.micro_batch(global_rank=self.trainer.global_rank, batch_idx=batch_idx)
+        seed_everything(self.config.seed, MICRO_BATCH, self.trainer.global_step, micro_batch)
+        images, targets = self.normalise(batch.images), batch.targets
+        if self._mixup is not None:
+            images, targets = self._mixup(images, targets)
+        if self.backbone_is_frozen:
+            with torch.no_grad():
+                features = self.network.forward_features(images)  # type: ignore[operator]
+            logits = self.network.forward_head(features)  # type: ignore[operator]
+        else:
+            logits = self.network(images)
+        loss: torch.Tensor = self._loss(logits.float(), targets)
+        correct = (logits.detach().argmax(1) == batch.targets).sum()
+        size = len(batch.targets)
+        self.train_sums += torch.stack([loss.detach().float() * size, correct, torch.full_like(correct, size)])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums of each set of weights."""
+        self._sums = {prefix: torch.zeros(4, device=self.device) for prefix, _ in self._evaluated()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add loss, top-1, top-5 and count of a batch to the sums; padding has weight 0."""
+        images = self.normalise(batch.images)
+        for prefix, network in self._evaluated():
+            logits = network(images).float()
+            losses = cross_entropy(logits, batch.targets, reduction="none")
+            ranked = logits.topk(min(5, logits.shape[1])).indices == batch.targets[:, None]
+            parts = (losses, ranked[:, 0], ranked.any(1), torch.ones_like(losses))
+            self._sums[prefix] += torch.stack([(part * batch.weights).sum() for part in parts])
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum over the ranks, check that every sample came once, log.
+
+        Raises:
+            RuntimeError: If the number of samples is not that of the index.
+        """
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        expected = len(datamodule.val_index)
+        metrics: dict[str, float] = {}
+        for prefix, sums in self._sums.items():
+            reduced = self.trainer.strategy.reduce(sums.double(), reduce_op="sum")
+            assert isinstance(reduced, torch.Tensor)
+            loss, top1, top5, count = reduced.tolist()
+            if count != expected:
+                raise RuntimeError(f"validation saw {count:.0f} samples, the index has {expected}")
+            metrics |= {f"val/{prefix}loss": loss / count, f"val/{prefix}top1": top1 / count}
+            metrics |= {f"val/{prefix}top5": top5 / count}
+        self.log_dict(metrics, logger=False, rank_zero_only=True)
+        log_row(self.trainer, metrics)
+
+    def configure_optimizers(self) -> Any:
+        """timm's optimizer and schedule; the schedule advances with each optimizer step."""
+        optimizer = build_optimizer(self.network, self.config.optimizer)
+        scheduler = build_scheduler(
+            optimizer,
+            self.config.scheduler,
+            max_epochs=self.config.trainer.max_epochs,
+            updates_per_epoch=self._updates_per_epoch,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:  # type: ignore[override]
+        """timm's schedules are functions of the number of steps."""
+        scheduler.step_update(num_updates=self.trainer.global_step)
+
+    def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "", self.network
+        for network in self._average:
+            yield "ema_", network
+
+
+def _mixup_and_loss(config: Config) -> tuple[Mixup | None, nn.Module]:
+    loss = config.loss
+    if loss.mixup_alpha or loss.cutmix_alpha:
+        mixup = Mixup(
+            mixup_alpha=loss.mixup_alpha,
+            cutmix_alpha=loss.cutmix_alpha,
+            prob=loss.mixup_prob,
+            switch_prob=loss.mixup_switch_prob,
+            mode=loss.mixup_mode,
+            label_smoothing=loss.label_smoothing,
+            num_classes=config.data.num_classes,
+        )
+        return mixup, SoftTargetCrossEntropy()
+    if loss.label_smoothing:
+        return None, LabelSmoothingCrossEntropy(loss.label_smoothing)
+    return None, nn.CrossEntropyLoss()

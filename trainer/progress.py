@@ -1,0 +1,85 @@
+"""What a person sees while a run trains: a bar on a terminal, a line an epoch elsewhere."""
+
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from configs.schema import Config
+from trainer.logs import logger
+from trainer.metrics import TrainingMetrics
+from trainer.module import EfficientNetModule
+
+
+class ProgressDisplay(Callback):
+    """Epoch, loss, top-1, images/s, time left. Shows what was read off the device anyway; adds no reading of its own."""
+
+    def __init__(self, config: Config, console: Console, metrics: TrainingMetrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step where this attempt begins."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        total = datamodule.order.epoch_end(self._config.trainer.max_epochs)
+        total = min(total, self._config.trainer.max_steps or total)
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, expand=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, epoch="", numbers="")
+        self._bar.start()
+        self._show(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance after an optimizer step."""
+        assert isinstance(pl_module, EfficientNetModule)
+        if pl_module.ends_step(batch_idx):
+            self._show(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the epoch has reached."""
+        values = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1}/{self._config.trainer.max_epochs}", f"step {trainer.global_step}"]
+        row = self._metrics.last_row
+        if row:
+            parts += [f"loss {row['train/loss']:.3f}", f"{row['throughput/images_per_second']:,.0f} images/s"]
+        parts += [f"{name} {float(values[name]):.4f}" for name in ("val/top1", "val/ema_top1") if name in values]
+        logger.info(" · ".join(parts))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def _show(self, trainer: Trainer) -> None:
+        if self._bar is None:
+            return
+        row = self._metrics.last_row
+        numbers = (
+            f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {row['throughput/images_per_second']:,.0f} images/s"
+            if row
+            else ""
+        )
+        epoch = f"{min(trainer.current_epoch + 1, self._config.trainer.max_epochs)}/{self._config.trainer.max_epochs}"
+        self._bar.update(self._task, completed=trainer.global_step, epoch=epoch, numbers=numbers)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

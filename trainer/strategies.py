@@ -1,0 +1,54 @@
+"""Lightning strategies: one device, DDP, DeepSpeed ZeRO; and a DeepSpeed that runs on CPUs, so that it is tested for real."""
+
+import os
+from datetime import timedelta
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+
+from configs.schema import Config
+from trainer.processes import Processes
+
+
+class CpuDeepSpeedStrategy(DeepSpeedStrategy):
+    """DeepSpeed over gloo. Lightning's own refuses any device but CUDA, though DeepSpeed has a CPU backend."""
+
+    def setup_environment(self) -> None:
+        """As DDP does; skips the check for CUDA in the class between."""
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """As Lightning does, without the check that devices are 0, 1, …: every CPU rank has the same device."""
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        """The CPU, with the index that DeepSpeed wants of a device."""
+        return torch.device("cpu", self.local_rank)
+
+
+def build_strategy(config: Config, processes: Processes, accelerator: str) -> Strategy:
+    """The strategy of a configuration for the processes that the launcher made."""
+    timeout = timedelta(seconds=config.fault.timeout_s)
+    backend = "nccl" if accelerator == "cuda" else "gloo"
+    if config.trainer.strategy == "deepspeed":
+        assert config.deepspeed.zero_stage is not None
+        if accelerator == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        kind = DeepSpeedStrategy if accelerator == "cuda" else CpuDeepSpeedStrategy
+        return kind(
+            stage=config.deepspeed.zero_stage,
+            process_group_backend=backend,
+            timeout=timeout,
+            logging_batch_size_per_gpu=config.data.micro_batch_size,
+        )
+    if processes.is_distributed:
+        return DDPStrategy(
+            process_group_backend=backend,
+            timeout=timeout,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # BatchNormStatistics keeps them alike
+            find_unused_parameters=config.model.freeze_backbone_epochs > 0,
+        )
+    return SingleDeviceStrategy(device="cuda:0" if accelerator == "cuda" else "cpu")
