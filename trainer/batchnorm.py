@@ -52,6 +52,8 @@ class BatchNormStatistics(Callback):
         if trainer.world_size > 1:
             all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
+            others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
+            torch._foreach_add_([layer.num_batches_tracked for layer in layers], others)
         self._running.lerp_(step, self._momentum[0])
         torch._foreach_copy_(buffers, _split(self._running, buffers))
 

@@ -4,12 +4,26 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 logger = logging.getLogger("effnet")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints a record on one line, above a progress bar if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock}  {record.getMessage()}"
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
@@ -33,8 +47,7 @@ def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
     root.handlers = [to_file]
     root.setLevel(logging.WARNING)
     logger.setLevel(logging.INFO)
-    console = Console(file=terminal, quiet=not to_terminal, soft_wrap=not terminal.isatty())
+    console = Console(file=terminal, quiet=not to_terminal)
     if to_terminal:
-        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
-        logger.addHandler(handler)
+        logger.addHandler(_ConsoleHandler(console))
     return console

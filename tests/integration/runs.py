@@ -1,0 +1,68 @@
+"""Starting real runs through the command line, and reading what they left."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.run import RunDirectory
+
+TIMEOUT_S = 400
+
+
+def start(overrides: list[str], *, runs_dir: Path, run_id: str) -> "subprocess.Popen[str]":
+    """Start `effnet fit`."""
+    command = [sys.executable, "-m", "launch.cli", "fit", *overrides, f"runs_dir={runs_dir}", f"run_id={run_id}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
+
+
+def train(overrides: list[str], *, runs_dir: Path, run_id: str, expected: int = 0) -> RunDirectory:
+    """Run `effnet fit` to its end and check its exit code."""
+    process = start(overrides, runs_dir=runs_dir, run_id=run_id)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    run = RunDirectory(runs_dir / run_id)
+    assert process.returncode == expected, output + logs(run)
+    return run
+
+
+def signal_after(process: "subprocess.Popen[str]", run: RunDirectory, *, step: int, number: signal.Signals) -> str:
+    """Send a signal once metrics.csv has reached a step; returns the output to the end."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while last_step(run) < step:
+        assert process.poll() is None, (process.communicate()[0], logs(run))
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.communicate(timeout=TIMEOUT_S)[0]
+
+
+def last_step(run: RunDirectory) -> int:
+    return max((int(row["step"]) for row in rows(run) if row["step"]), default=0)
+
+
+def rows(run: RunDirectory) -> list[dict[str, str]]:
+    if not run.metrics_file.exists():
+        return []
+    with run.metrics_file.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("step")]
+
+
+def losses(run: RunDirectory) -> list[float]:
+    return [float(row["train/loss"]) for row in rows(run) if row.get("train/loss")]
+
+
+def final_state(run: RunDirectory) -> dict[str, Any]:
+    """The newest checkpoint's content."""
+    directory = run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()
+    state: dict[str, Any] = torch.load(directory / "checkpoint.ckpt", weights_only=True)
+    return state
+
+
+def logs(run: RunDirectory) -> str:
+    return "\n".join(f"--- {path}\n{path.read_text()[-6000:]}" for path in sorted(run.path.glob("logs/*/*.log")))

@@ -1,0 +1,96 @@
+"""The same training whatever the number of processes, the strategy, the workers, and whatever interrupts it."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.run import RunDirectory
+from tests.integration.runs import final_state, losses, rows, signal_after, start, train
+
+Overrides = Callable[..., list[str]]
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides) -> RunDirectory:
+    """Twenty steps on two gloo processes."""
+    return train(
+        toy_overrides(trainer__devices=2, trainer__max_steps=STEPS),
+        runs_dir=tmp_path_factory.mktemp("runs"),
+        run_id="ddp2",
+    )
+
+
+def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
+    one = train(toy_overrides(trainer__max_steps=STEPS), runs_dir=tmp_path, run_id="one")
+
+    assert len(losses(one)) == STEPS
+    assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
+    validation = [[float(row["val/ema_loss"]) for row in rows(run) if row.get("val/ema_loss")] for run in (one, two_processes)]
+    assert len(validation[0]) == 2
+    assert validation[0] == pytest.approx(validation[1], abs=1e-4)
+    # BatchNorm's running statistics too, which each rank would keep for itself.
+    ours, theirs = final_state(one)["state_dict"], final_state(two_processes)["state_dict"]
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_trains_like_ddp(stage: int, two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
+    overrides = toy_overrides(
+        trainer__devices=2,
+        trainer__max_steps=STEPS,
+        trainer__strategy="deepspeed",
+        deepspeed__zero_stage=stage,
+        ema__enabled=str(stage < 3).lower(),
+    )
+    zero = train(overrides, runs_dir=tmp_path, run_id=f"zero{stage}")
+
+    assert len(losses(zero)) == STEPS
+    assert losses(zero) == pytest.approx(losses(two_processes), abs=1e-3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_stopped_by_sigterm_ends_with_the_same_weights(
+    num_workers: int, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = toy_overrides(data__num_workers=num_workers, trainer__devices=2 if num_workers else 1)
+    whole = train(overrides, runs_dir=tmp_path, run_id="whole")
+
+    stopped = RunDirectory(tmp_path / "stopped")
+    process = start(overrides, runs_dir=tmp_path, run_id="stopped")
+    output = signal_after(process, stopped, step=7 + num_workers, number=signal.SIGTERM)
+    assert process.returncode == 85, output
+    assert stopped.outcomes()[0]["exit_class"] == "interrupted"
+    at = final_state(stopped)["global_step"]
+    assert 7 + num_workers <= at < final_state(whole)["global_step"]
+    train(overrides, runs_dir=tmp_path, run_id="stopped")
+
+    assert_same(final_state(whole), final_state(stopped))
+    assert losses(whole) == losses(stopped)
+    assert [row["step"] for row in rows(whole)] == [row["step"] for row in rows(stopped)]
+
+
+def assert_same(first: dict[str, object], second: dict[str, object]) -> None:
+    """Bit for bit: weights, optimizer, average, schedule."""
+    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        _assert_same(first[key], second[key], key)
+
+
+def _assert_same(first: object, second: object, where: str) -> None:
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            _assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for number, (a, b) in enumerate(zip(first, second, strict=True)):
+            _assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert first == second, where
