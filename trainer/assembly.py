@@ -54,7 +54,8 @@ def build_module(config: Config) -> EfficientNetModule:
     """The module with its initial weights, which depend on the seed alone."""
     seed_everything(config.seed, WEIGHTS)
     network = build_network(config)
-    if config.trainer.channels_last:
+    # DeepSpeed flattens weights into its partitions, and broadcasts none that are not contiguous; images are channels_last there too.
+    if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     index = open_index(expand(config.data.train_shards), index_dir=config.data.index_dir)
     updates = epoch_end_step(1, samples=len(index), global_batch_size=config.data.global_batch_size)
