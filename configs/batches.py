@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class BatchLayout:
     """How one global batch is laid out over ranks and micro-batches.
 
-    The global batch is ``micro_batches`` micro-batches in a fixed order, whatever the world size. Rank r takes a contiguous
-    run of ``accumulate_grad_batches`` of them, so that neighbouring lanes of the data stay on one node.
+    The global batch is ``micro_batches`` micro-batches in a fixed order, whatever the world size. Rank r takes a
+    contiguous run of ``accumulate_grad_batches`` of them, so that neighbouring lanes of the data stay on one node.
 
     Attributes:
         global_batch_size: Samples per optimizer step, over all ranks.

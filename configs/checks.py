@@ -74,9 +74,7 @@ def _model(config: Config) -> Iterator[Problem]:
 def _schedule(config: Config) -> Iterator[Problem]:
     scheduler = config.scheduler
     if scheduler.warmup_epochs >= config.trainer.max_epochs:
-        yield _problem(
-            config, "scheduler.warmup_epochs", f"less than trainer.max_epochs = {config.trainer.max_epochs}"
-        )
+        yield _problem(config, "scheduler.warmup_epochs", f"less than trainer.max_epochs = {config.trainer.max_epochs}")
     if scheduler.sched == "step" and (scheduler.decay_epochs is None or scheduler.decay_rate is None):
         yield _problem(config, "scheduler.sched", "step together with decay_epochs and decay_rate")
     if scheduler.sched != "step" and scheduler.decay_epochs is not None:
@@ -104,7 +102,9 @@ def _strategy(config: Config) -> Iterator[Problem]:
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "value":
         yield _problem(config, "trainer.gradient_clip_algorithm", "norm under DeepSpeed")
     if config.model.freeze_backbone_epochs:
-        yield _problem(config, "model.freeze_backbone_epochs", "0 under DeepSpeed, which fixes what trains at the start")
+        yield _problem(
+            config, "model.freeze_backbone_epochs", "0 under DeepSpeed, which fixes what trains at the start"
+        )
 
 
 CHECKS: tuple[Check, ...] = (_batches, _images, _model, _schedule, _strategy)

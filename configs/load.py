@@ -1,7 +1,7 @@
 """From YAML files and overrides to a validated Config, remembering where each value came from.
 
-Precedence: schema defaults < `base:` of a file < each file, left to right < `key=value`. OmegaConf reads and merges the YAML
-(it takes `1e-3` for a number and refuses duplicate keys; PyYAML alone does neither).
+Precedence: schema defaults < `base:` of a file < each file, left to right < `key=value`. OmegaConf reads and merges the
+YAML (it takes `1e-3` for a number and refuses duplicate keys; PyYAML alone does neither).
 """
 
 import difflib
@@ -84,7 +84,9 @@ def _read_file(name: str, problems: list[Problem], seen: tuple[Path, ...]) -> li
         problems.append(Problem(key="--config", received=name, accepted="a YAML or JSON file that exists"))
         return []
     if path in seen:
-        problems.append(Problem(key="base", received=name, accepted="files that do not include one another in a circle"))
+        problems.append(
+            Problem(key="base", received=name, accepted="files that do not include one another in a circle")
+        )
         return []
     try:
         text = path.read_text(encoding="utf-8")
@@ -96,7 +98,7 @@ def _read_file(name: str, problems: list[Problem], seen: tuple[Path, ...]) -> li
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         problems.append(Problem(key="--config", received=name, accepted="a mapping of sections at the top of the file"))
         return []
-    tree = _expand_dotted(tree)
+    tree = _expand_dotted({str(key): value for key, value in tree.items()})
     bases = tree.pop("base", [])
     layers = []
     for base in [bases] if isinstance(bases, str) else bases:
@@ -128,7 +130,9 @@ def _read_override(text: str, problems: list[Problem]) -> tuple[Tree, dict[str, 
     key, equals, value = text.partition("=")
     key = key.strip().removeprefix("--")
     if not equals or not key:
-        problems.append(Problem(key="command line", received=text, accepted="key=value, such as data.global_batch_size=512"))
+        problems.append(
+            Problem(key="command line", received=text, accepted="key=value, such as data.global_batch_size=512")
+        )
         return {}, {}
     try:
         container = OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=False)
@@ -187,7 +191,9 @@ def _validate(tree: Tree, problems: list[Problem]) -> Config | None:
         problems += [problem for problem in cross_problems(rest) if problem.key not in faulty]
         return None
     except (TypeError, ValueError) as error:
-        problems.append(Problem(key="configuration", received="a value JSON has no form for", accepted=_one_line(error)))
+        problems.append(
+            Problem(key="configuration", received="a value JSON has no form for", accepted=_one_line(error))
+        )
         return None
     problems += cross_problems(config)
     return config
@@ -264,7 +270,9 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     for problem in problems:
         known = joined.get((problem.key, problem.received))
         if known is not None and problem.accepted != known.accepted:
-            problem = Problem(key=known.key, received=known.received, accepted=f"{known.accepted}, or {problem.accepted}")
+            problem = Problem(
+                key=known.key, received=known.received, accepted=f"{known.accepted}, or {problem.accepted}"
+            )
         joined[problem.key, problem.received] = problem
     return list(joined.values())
 

@@ -1,4 +1,4 @@
-"""A run's directory and the exit codes: what launchers and trainer agree on, and all that is left when a job is gone."""
+"""A run's directory and the exit codes: what launchers and trainer agree on, all that is left of a job."""
 
 import hashlib
 import json
@@ -74,7 +74,9 @@ class RunDirectory:
         found = next((p for p in candidates if (p / "config.yaml").is_file()), None)
         if found is None:
             known = ", ".join(sorted(p.parent.name for p in Path(runs_dir).glob("*/config.yaml"))) or "none"
-            raise ConfigError([Problem(key="RUN", received=run, accepted=f"a run in {runs_dir}/ ({known}), or its path")])
+            raise ConfigError(
+                [Problem(key="RUN", received=run, accepted=f"a run in {runs_dir}/ ({known}), or its path")]
+            )
         return cls(found)
 
     @property

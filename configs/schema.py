@@ -1,4 +1,4 @@
-"""Every setting of a run: its type, meaning, unit and default. Values are validated alone here, together in checks.py."""
+"""Every setting of a run: its type, meaning, unit and default. Checked one by one here, together in checks.py."""
 
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ class Augmentation(Section):
     vflip: Fraction = 0.0
     """Probability of a vertical flip."""
     color_jitter: NonNegativeFloat | None = None
-    """Strength of brightness, contrast and saturation jitter; None is off. timm leaves it out when auto_augment is on."""
+    """Strength of brightness, contrast and saturation jitter; None is off. Not together with auto_augment."""
     auto_augment: str | None = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`; None is off."""
 
@@ -41,11 +41,11 @@ class Data(Section):
     """Shards, batches and the order of samples."""
 
     train_shards: str | tuple[str, ...]
-    """Tar shards: a path, glob, brace pattern or folder, a `.txt` file that lists them, several joined by `::`, or a list."""
+    """Tar shards: a path, glob, brace pattern, folder or `.txt` file of paths; several joined by `::`, or as a list."""
     val_shards: str | tuple[str, ...]
     """Shards of the validation split, in the same forms."""
     prepare: Literal["digits"] | None = None
-    """Data set that is made where the shards are missing (scikit-learn's handwritten digits; needs the `demo` extra)."""
+    """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra)."""
     num_classes: PositiveInt = 1000
     """Labels are 0 to num_classes - 1 (ImageNet-1k)."""
     global_batch_size: PositiveInt = 256
@@ -59,7 +59,7 @@ class Data(Section):
     prefetch_batches: PositiveInt = 4
     """Micro-batches that each worker keeps ready. No effect with num_workers=0."""
     num_lanes: PositiveInt = 8
-    """Canonical lanes that an epoch's shards are dealt to; part of the order. Each node reads its own lanes, so choose a
+    """Lanes that an epoch's shards are dealt to; part of the order. Each node reads its own lanes, so choose a
     multiple of every node count you may use. Divides global_batch_size."""
     shuffle_window_shards: PositiveInt = 4
     """Shards of a lane whose samples are shuffled together; part of the order."""
@@ -104,7 +104,7 @@ class Model(Section):
     bn_eps: PositiveFloat | None = None
     """BatchNorm's epsilon; None keeps timm's (1e-5, tf_ variants 1e-3)."""
     head_hidden_features: PositiveInt | None = None
-    """Width of a hidden layer with ReLU between pooling and classifier, as in transfer learning; None is no such layer."""
+    """Width of a hidden layer with ReLU between pooling and classifier, as in transfer learning; None is none."""
     freeze_backbone_epochs: NonNegativeInt = 0
     """Epochs at the start in which only the head trains; the backbone's BatchNorm statistics stand still too."""
 
@@ -246,14 +246,14 @@ class Config(Section):
     name: RunId = "run"
     """Short name; the default run id starts with it."""
     run_id: RunId | None = None
-    """Folder under runs_dir; None is `name` plus a hash of what defines the experiment: the same command, the same run."""
+    """Folder under runs_dir; None is `name` plus a hash of the experiment: the same command, the same run."""
     runs_dir: str = "runs"
     """Where run directories are made."""
     seed: NonNegativeInt = 0
     """Seeds weights, order, augmentation and dropout."""
     resume: str = "auto"
-    """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else a path of a
-    checkpoint directory."""
+    """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else the
+    path of a checkpoint directory."""
     data: Data
     model: Model = Model()
     loss: Loss = Loss()

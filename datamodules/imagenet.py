@@ -103,7 +103,7 @@ class ImageNetDataModule(LightningDataModule):
         return self._val_loader
 
     def position(self, step: int) -> dict[str, int | str]:
-        """Where the data stands after ``step`` optimizer steps: the same on every rank, whatever loaders have handed out."""
+        """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
         return {
             "epoch": self.order.epochs_before(step),
             "samples_consumed": step * self.data.global_batch_size,
@@ -118,7 +118,9 @@ class ImageNetDataModule(LightningDataModule):
         Raises:
             DataError: If seed, index or order version differ.
         """
-        differing = {key: (saved.get(key), value) for key, value in self.position(step).items() if saved.get(key) != value}
+        differing = {
+            key: (saved.get(key), value) for key, value in self.position(step).items() if saved.get(key) != value
+        }
         if differing:
             listed = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
             raise DataError(f"the checkpoint's data position does not fit this run: {listed}")

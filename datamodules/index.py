@@ -1,7 +1,7 @@
 """The index of a split: where each sample lies in which shard, and its label. Made by one scan of the headers.
 
-Kept as one compact binary file (a few arrays in NumPy's format, never pickled), it is checked against size and modification
-time of every shard; shards that changed are scanned again.
+Kept as one compact binary file (a few arrays in NumPy's format, never pickled), it is checked against size and
+modification time of every shard; shards that changed are scanned again.
 """
 
 import hashlib
@@ -98,7 +98,12 @@ def read_members(data: BinaryIO, *, length: int, source: str) -> Iterator[tuple[
         if ".." in PurePosixPath(member.name).parts:
             raise DataError(f"{source}: member {member.name!r} points out of the archive")
         member_key, extension = split_name(member.name)
-        if not member_key or not extension or member_key.startswith("__") or PurePosixPath(member.name).name[:2] == "__":
+        if (
+            not member_key
+            or not extension
+            or member_key.startswith("__")
+            or PurePosixPath(member.name).name[:2] == "__"
+        ):
             continue
         if key is not None and member_key != key:
             yield key, group
@@ -275,4 +280,4 @@ def _unchanged(path: Path, index: ShardIndex, shard: int) -> bool:
         stat = path.stat()
     except OSError:
         return False
-    return stat.st_size == index.shard_bytes[shard] and stat.st_mtime_ns == index.shard_mtime_ns[shard]
+    return (stat.st_size, stat.st_mtime_ns) == (int(index.shard_bytes[shard]), int(index.shard_mtime_ns[shard]))

@@ -39,9 +39,7 @@ def make_loader(
     source: ShardSource, decode: Decode, data: Data, *, batch_size: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """A loader whose batches come in the plan's order. Users' own webdataset stages go between source and batching."""
-    pipeline = wds.DataPipeline(
-        source, wds.map(decode), wds.batched(batch_size, collation_fn=collate, partial=True)
-    )
+    pipeline = wds.DataPipeline(source, wds.map(decode), wds.batched(batch_size, collation_fn=collate, partial=True))
     workers: dict[str, Any] = {}
     if data.num_workers:
         workers = {
@@ -53,7 +51,7 @@ def make_loader(
 
 
 def _ignore_signals(_: int) -> None:
-    """A signal to the process group is for the training process alone, which still needs its workers to reach the next step."""
+    """Signals are for the training process alone, which still needs its workers to reach the next step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

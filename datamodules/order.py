@@ -1,9 +1,10 @@
-"""The order of training samples: a pure function of seed and shard sizes, with no world size, worker or micro-batch in it.
+"""The order of training samples: a pure function of seed and shard sizes, without world size, worker or micro-batch.
 
-Each epoch the shards are permuted and laid end to end; that line of samples is cut into ``num_lanes`` lanes of equal length (to
-within one sample); inside a lane, samples are shuffled within windows of a few shards. A lane goes on into the next epoch where
-one ends, so lanes are endless. Global batch g takes the g-th run of ``global_batch_size / num_lanes`` samples of every lane:
-every batch is full, and every sample comes once an epoch, none dropped or repeated at the seam.
+Each epoch the shards are permuted and laid end to end; that line of samples is cut into ``num_lanes`` lanes of equal
+length (to within one sample); inside a lane, samples are shuffled within windows of a few shards. A lane goes on into
+the next epoch where one ends, so lanes are endless. Global batch g takes the g-th run of ``global_batch_size /
+num_lanes`` samples of every
+lane: every batch is full, and every sample comes once an epoch, none dropped or repeated at the seam.
 
 Nothing is stored but the current windows: a billion samples cost no more than a million.
 """
@@ -28,8 +29,8 @@ _CACHED_WINDOWS_PER_LANE = 2
 def permutation(size: int, *key: int) -> Int64:
     """A uniformly random permutation that depends on ``key`` alone.
 
-    Built from the raw stream of a Philox bit generator, which NumPy keeps stable between versions; `Generator.permutation` is not
-    (NEP 19).
+    Built from the raw stream of a Philox bit generator, which NumPy keeps stable between versions;
+    `Generator.permutation` is not (NEP 19).
     """
     raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(np.atleast_1d(raw), kind="stable").astype(np.int64)
@@ -96,8 +97,11 @@ class TrainingOrder:
         return np.concatenate(samples), np.concatenate(epochs)
 
     def _lane(self, lane: int, positions: Int64) -> tuple[Int64, Int64]:
-        """Samples at positions of an endless lane. Lane l has had floor((e n + l) / lanes) samples before epoch e, and these
-        add up to e n over the lanes (Hermite's identity)."""
+        """Samples at positions of an endless lane.
+
+        Lane l has had floor((e n + l) / lanes) samples before epoch e; these add up to e n over the lanes (Hermite's
+        identity).
+        """
         count, lanes = self.samples, self.num_lanes
         epochs = ((positions + 1) * lanes - 1 - lane) // count
         samples = np.empty_like(positions)
@@ -108,7 +112,7 @@ class TrainingOrder:
         return samples, epochs
 
     def _line(self, epoch: int, lane: int, within: Int64) -> Int64:
-        """Samples at offsets inside a lane's part of one epoch: find the window, undo its shuffle, look up the shard."""
+        """Samples at offsets in a lane's part of one epoch: find the window, undo its shuffle, look up the shard."""
         line = self._epoch(epoch)
         begin, end = int(line.lanes[lane]), int(line.lanes[lane + 1])
         first_shard = int(np.searchsorted(line.ends, begin, side="right")) - 1

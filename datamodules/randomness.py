@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a function of what it is for, so there is no generator state to save or lose."""
+"""Counter-based randomness: every draw is a function of what it is for, so there is no state to save or lose."""
 
 import random
 
@@ -15,5 +15,5 @@ def seed_everything(*key: int) -> None:
     random.seed(int(state[0]))
     np.random.seed(int(state[1]) & 0xFFFFFFFF)
     torch.default_generator.manual_seed(int(state[2]))
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(int(state[3]))

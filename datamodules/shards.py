@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +33,10 @@ def write_split(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
-    """Write ``<name>-<split>-00000.tar`` and so on, shuffled over all shards by ``seed``, as equal in samples as can be.
+    """Write ``<name>-<split>-00000.tar`` and so on, shuffled over all shards by ``seed``, as equal as can be.
 
-    The bytes depend on images and arguments alone: no time, user or host goes into them. A shard appears under its name when it
-    is whole.
+    The bytes depend on images and arguments alone: no time, user or host goes into them. A shard appears under its name
+    when it is whole.
 
     Raises:
         DataError: If there are fewer images than shards.
@@ -47,7 +48,7 @@ def write_split(
     bounds = [i * len(images) // num_shards for i in range(num_shards + 1)]
     digits = max(5, len(str(num_shards - 1)))
     paths, counts = [], []
-    for shard, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for shard, (first, last) in enumerate(pairwise(bounds)):
         path = out_dir / f"{name}-{split}-{shard:0{digits}d}.tar"
         _write_shard(path, (images[int(i)] for i in shuffled[first:last]))
         paths.append(path)
@@ -61,7 +62,9 @@ def write_split(
 def write_classes(out_dir: Path, names: Sequence[str]) -> None:
     """``classes.json``: class names, in the order of the labels."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "classes.json").write_text(json.dumps(list(names), indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out_dir / "classes.json").write_text(
+        json.dumps(list(names), indent=0, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_image_folder(root: Path) -> tuple[list[Image], list[str]]:

@@ -18,7 +18,7 @@ from datamodules.index import Int64, ShardIndex, read_members
 from datamodules.order import TrainingOrder, evaluation_slice
 
 RawSample = dict[str, Any]
-"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__label__``, ``__weight__`` and a bytes value per extension."""
+"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__label__``, ``__weight__``, and bytes by extension."""
 _OPEN_SHARDS = 64
 
 
@@ -105,7 +105,12 @@ class ShardReader:
             raise DataError(f"{path}: the shard is not the one that was indexed (sample {sample})")
         key, group = found[0]
         members = {extension: data[m.data_offset : m.data_offset + m.size] for extension, m in group}
-        return {"__key__": key, "__url__": str(path), "__index__": sample, "__label__": int(index.labels[sample])} | members
+        return {
+            "__key__": key,
+            "__url__": str(path),
+            "__index__": sample,
+            "__label__": int(index.labels[sample]),
+        } | members
 
     def close(self) -> None:
         """Close all files."""
@@ -132,8 +137,8 @@ class ShardReader:
 class ShardSource(IterableDataset[RawSample]):
     """Yields the samples of a plan's batches from ``first`` on, whole batches at a time.
 
-    Among n workers, worker w takes batches first + w, first + w + n, …: the loader hands batches out in turn, so their order is
-    that of the plan for any number of workers.
+    Among n workers, worker w takes batches first + w, first + w + n, …: the loader hands batches out in turn, so their
+    order is that of the plan for any number of workers.
     """
 
     def __init__(self, index: ShardIndex, plan: Plan, *, first: int = 0) -> None:

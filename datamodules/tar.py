@@ -1,8 +1,8 @@
 """Reading tar archives by their headers: where each member lies, without reading what it holds.
 
-The standard library's tarfile costs about ten times as much per member, and reads on where a size is nonsense. Formats: v7,
-ustar, GNU (long names, base-256 numbers) and pax (path and size). What a shard has no use for is refused: sparse files,
-negative or absurd sizes, archives that end before their end.
+The standard library's tarfile costs about ten times as much per member, and reads on where a size is nonsense. Formats:
+v7, ustar, GNU (long names, base-256 numbers) and pax (path and size). What a shard has no use for is refused: sparse
+files, negative or absurd sizes, archives that end before their end.
 """
 
 from collections.abc import Iterator

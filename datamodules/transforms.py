@@ -20,7 +20,7 @@ Transform = Callable[[Image.Image], NDArray[np.uint8]]
 
 
 def training_transform(data: Data, image_size: int) -> Transform:
-    """timm's training transform: PIL image to (C, image_size, image_size) uint8."""
+    """Timm's training transform: PIL image to (C, image_size, image_size) uint8."""
     augmentation = data.augmentation
     transform: Transform = create_transform(
         image_size,
@@ -39,7 +39,7 @@ def training_transform(data: Data, image_size: int) -> Transform:
 
 
 def evaluation_transform(data: Data, image_size: int) -> Transform:
-    """timm's evaluation transform: resize, centre crop; PIL image to (C, image_size, image_size) uint8."""
+    """Timm's evaluation transform: resize, centre crop; PIL image to (C, image_size, image_size) uint8."""
     transform: Transform = create_transform(
         image_size,
         is_training=False,

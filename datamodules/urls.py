@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from configs.problems import DataError
 
@@ -12,8 +12,8 @@ def expand(shards: str | Sequence[str]) -> list[Path]:
     """The shards in order, each once.
 
     Args:
-        shards: A path, glob, brace pattern (``{0000..1023}``), folder or ``.txt`` list, several joined by ``::``, or a sequence
-            of these.
+        shards: A path, glob, brace pattern (``{0000..1023}``), folder or ``.txt`` list, several joined by ``::``, or a
+            sequence of these.
 
     Raises:
         DataError: If a part matches nothing, names a missing file, is remote, or a shard comes twice.
@@ -35,11 +35,13 @@ def _expand_part(part: str) -> list[Path]:
         files = sorted(path.glob("*.tar"))
     elif path.suffix == ".txt" and path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        files = [file for line in lines if line and not line.startswith("#") for file in _expand_part(_beside(path, line))]
+        files = [
+            file for line in lines if line and not line.startswith("#") for file in _expand_part(_beside(path, line))
+        ]
     else:
         try:
             names = list(braceexpand(str(path)))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise DataError(f"shards {part!r}: {error}") from None
         files = [file for name in names for file in _glob(name)]
     if not files:

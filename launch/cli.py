@@ -1,4 +1,4 @@
-"""The ``effnet`` command. Commands import what they need when they run: help must come at once, and never imports torch."""
+"""The ``effnet`` command. Each command imports what it needs when it runs: help comes at once, and without torch."""
 
 import json
 import os
@@ -17,7 +17,9 @@ app = typer.Typer(
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file; later ones win.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_epochs=5", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as trainer.max_epochs=5", metavar="[KEY=VALUE]...")
+]
 Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint directory; the newest if left out.")]
 

@@ -29,7 +29,7 @@ def count_cores() -> int:
 
 
 def resolve_devices(config: Config) -> int:
-    """Processes to start here: what is set; for `auto` as many as there are devices and the global batch can be dealt to."""
+    """Processes to start here; for `auto`, as many as there are devices and the global batch can be dealt to."""
     if isinstance(config.trainer.devices, int):
         return config.trainer.devices
     if config.trainer.strategy == "single":

@@ -78,7 +78,11 @@ def _check_machine(config: Config, devices: int) -> None:
     trainer, micro = config.trainer, config.data.micro_batch_size
     if trainer.num_nodes > 1:
         problems.append(
-            Problem(key="trainer.num_nodes", received=str(trainer.num_nodes), accepted="1: effnet fit trains on this machine")
+            Problem(
+                key="trainer.num_nodes",
+                received=str(trainer.num_nodes),
+                accepted="1: effnet fit trains on this machine",
+            )
         )
     if trainer.accelerator != "cpu":
         gpus = count_gpus()

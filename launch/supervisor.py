@@ -1,7 +1,7 @@
 """Runs the training processes of this machine, passes signals on to them, and says how they ended.
 
-The command runs in a session of its own, so that Ctrl-C reaches the supervisor alone, which tells the ranks, and torchrun's agent,
-which would kill them, hears nothing of it.
+The command runs in a session of its own, so that Ctrl-C reaches the supervisor alone, which tells the ranks, and
+torchrun's agent, which would kill them, hears nothing of it.
 """
 
 import signal
@@ -52,10 +52,10 @@ def run_command(command: Sequence[str], *, devices: int, log_dir: Path, environm
 
 
 def outcome(status: int, *, attempt: int, log_dir: Path, started: float) -> dict[str, Any]:
-    """How an attempt ended, from the status and what the ranks left: exit code and class, first failing rank, one-line reason."""
+    """How an attempt ended, from the status and what the ranks left: code, class, first failing rank, reason."""
     errors = rank_errors(log_dir)
     culprits = [error for error in errors if error["exit_code"] != EXIT_INTERRUPTED]
-    first = (culprits or errors or [None])[0]
+    first = next(iter(culprits or errors), None)
     if status == EXIT_DONE:
         code, reason = EXIT_DONE, "done"
     elif first is not None:

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.problems import ConfigError, DataError
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_error, rank_log, write_atomically
+from configs.run import (
+    EXIT_DO_NOT_RETRY,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    RunDirectory,
+    rank_error,
+    rank_log,
+    write_atomically,
+)
 from trainer.logs import logger, redirect_output
 from trainer.processes import Processes
 from trainer.signals import StopFlag
@@ -95,5 +103,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Past this point only library teardown is left (process groups, W&B's service), which may hang or overwrite the exit code.
+    # Past this point only library teardown is left (process groups, W&B's service), which may hang or overwrite the
+    # exit code.
     os._exit(code)

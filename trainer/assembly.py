@@ -34,7 +34,13 @@ def resolve_accelerator(config: Config) -> Literal["cpu", "cuda"]:
     accelerator: Literal["cpu", "cuda"] = "cuda" if available and config.trainer.accelerator != "cpu" else "cpu"
     if accelerator == "cpu" and config.trainer.precision == "16-mixed":
         raise ConfigError(
-            [Problem(key="trainer.precision", received="16-mixed", accepted="32-true or bf16-mixed: no CUDA device is here")]
+            [
+                Problem(
+                    key="trainer.precision",
+                    received="16-mixed",
+                    accepted="32-true or bf16-mixed: no CUDA device is here",
+                )
+            ]
         )
     return accelerator
 
@@ -54,9 +60,10 @@ def build_module(config: Config) -> EfficientNetModule:
     """The module with its initial weights, which depend on the seed alone."""
     seed_everything(config.seed, WEIGHTS)
     network = build_network(config)
-    # DeepSpeed flattens weights into its partitions, and broadcasts none that are not contiguous; images are channels_last there too.
+    # DeepSpeed flattens weights into its partitions, and broadcasts none that are not contiguous; images are
+    # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     index = open_index(expand(config.data.train_shards), index_dir=config.data.index_dir)
     updates = epoch_end_step(1, samples=len(index), global_batch_size=config.data.global_batch_size)
     return EfficientNetModule(config, network, updates_per_epoch=updates)
@@ -101,7 +108,8 @@ def build_trainer(
         "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if config.trainer.gradient_clip_val else None,
         "check_val_every_n_epoch": config.trainer.check_val_every_n_epoch,
         "log_every_n_steps": config.trainer.log_every_n_steps,
-        # Each epoch asks the data module for the rest of that epoch: epochs differ by a step where a batch spans their seam.
+        # Each epoch asks the data module for the rest of that epoch: epochs differ by a step where a batch spans their
+        # seam.
         "reload_dataloaders_every_n_epochs": 1,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
@@ -110,8 +118,8 @@ def build_trainer(
         "enable_model_summary": False,
     }
     trainer = Trainer(callbacks=callbacks, logger=loggers, **arguments)
-    # Lightning's SIGTERM handler runs a collective inside the handler, which deadlocks, and its loop broadcasts and reads a tensor
-    # before every batch, which makes the host wait for the device
+    # Lightning's SIGTERM handler runs a collective inside the handler, which deadlocks, and its loop broadcasts and
+    # reads a tensor before every batch, which makes the host wait for the device
     # (https://github.com/Lightning-AI/pytorch-lightning/issues/21406 and /21487). trainer/signals.py does their work.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

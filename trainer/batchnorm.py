@@ -1,9 +1,9 @@
 """BatchNorm's running statistics, the same for any number of ranks and any accumulation.
 
 PyTorch updates them at each forward pass, on each rank alone: they differ between ranks, are lost but for rank 0's in a
-checkpoint, and the same momentum means another memory when the number of devices changes. Here they move once per optimizer step,
-by the mean of the statistics of all micro-batches of the global batch. With one micro-batch a rank this equals timm's
-``--dist-bn reduce`` at every step; with one micro-batch in all, plain PyTorch.
+checkpoint, and the same momentum means another memory when the number of devices changes. Here they move once per
+optimizer step, by the mean of the statistics of all micro-batches of the global batch. With one micro-batch a rank this
+equals timm's ``--dist-bn reduce`` at every step; with one micro-batch in all, plain PyTorch.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from trainer.module import EfficientNetModule
 
 
 class BatchNormStatistics(Callback):
-    """Within a step, makes each BatchNorm hold the mean over the micro-batches so far; at its end, mixes that into the running one.
+    """Makes each BatchNorm hold the mean over a step's micro-batches, and mixes it into the running one at its end.
 
     The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean.
     """
@@ -53,7 +53,8 @@ class BatchNormStatistics(Callback):
             all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
             others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
-            torch._foreach_add_([layer.num_batches_tracked for layer in layers], others)
+            counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+            torch._foreach_add_(counters, others)
         self._running.lerp_(step, self._momentum[0])
         torch._foreach_copy_(buffers, _split(self._running, buffers))
 
@@ -68,7 +69,8 @@ def _layers(pl_module: nn.Module) -> list[_BatchNorm]:
 
 
 def _buffers(layers: list[_BatchNorm]) -> list[torch.Tensor]:
-    return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+    both = (buffer for layer in layers for buffer in (layer.running_mean, layer.running_var))
+    return [buffer for buffer in both if buffer is not None]
 
 
 def _flat(buffers: list[torch.Tensor]) -> torch.Tensor:
@@ -76,4 +78,4 @@ def _flat(buffers: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _split(flat: torch.Tensor, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
-    return list(flat.split([buffer.numel() for buffer in buffers]))
+    return list(torch.split(flat, [buffer.numel() for buffer in buffers]))

@@ -26,12 +26,17 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 class Agreement:
     """Lets all ranks find out at the same step that one of them was signalled.
 
-    A MAX all-reduce on the CPU, begun at one step and read at the next: nobody waits for it, and the device is not involved.
+    A MAX all-reduce on the CPU, begun at one step and read at the next: nobody waits for it, and the device is not
+    involved.
     """
 
     def __init__(self, flag: StopFlag, *, world_size: int) -> None:
         self._flag = flag
-        self._group = distributed.new_group(backend="gloo") if world_size > 1 else None
+        self._group: distributed.ProcessGroup | None = None
+        if world_size > 1:
+            group = distributed.new_group(backend="gloo")
+            assert isinstance(group, distributed.ProcessGroup)  # torch's -100 is for ranks left out
+            self._group = group
         self._votes = torch.zeros(1, dtype=torch.int32)
         self._pending: distributed.Work | None = None
 
@@ -51,9 +56,9 @@ class Agreement:
 class Checkpointing(Callback):
     """Saves at step boundaries, and restores. Must be the last callback: it saves what the others did.
 
-    A checkpoint holds no state of Lightning's loops. Where a run stands is its number of optimizer steps; epoch and data
-    position follow from it, and the loops are set to them. Lightning's own restart in mid-epoch replays or skips work:
-    https://github.com/Lightning-AI/pytorch-lightning/issues/19549 and /20550.
+    A checkpoint holds no state of Lightning's loops. Where a run stands is its number of optimizer steps; epoch and
+    data position follow from it, and the loops are set to them. Lightning's own restart in mid-epoch replays or skips
+    work: https://github.com/Lightning-AI/pytorch-lightning/issues/19549 and /20550.
     """
 
     def __init__(
@@ -148,7 +153,8 @@ class Checkpointing(Callback):
         steps.ready = steps.completed = step
         loop.epoch_loop._batches_that_stepped = step
         for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
-            progress.ready = progress.started = progress.processed = progress.completed = epoch
+            for stage in ("ready", "started", "processed", "completed"):
+                setattr(progress, stage, epoch)
         self._saved_step = step
         self._validated = ours["validated"]
         self._validate_first = not self._validated

@@ -133,7 +133,9 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
         raise DataError(f"checkpoint {path} is DeepSpeed's, in shards: only single-file ones are read so far")
     checkpoint = torch.load(path / CHECKPOINT, map_location="cpu", weights_only=True)
     prefix = "network."
-    weights = {"raw": {key.removeprefix(prefix): v for key, v in checkpoint["state_dict"].items() if key.startswith(prefix)}}
+    weights = {
+        "raw": {key.removeprefix(prefix): v for key, v in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    }
     for state in checkpoint["callbacks"].values():
         if "network" in state:
             weights["ema"] = state["network"]

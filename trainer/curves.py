@@ -26,7 +26,9 @@ def draw_curves(metrics_file: Path, target: Path) -> None:
         for name, color in zip(names, COLORS, strict=False):
             points = [(float(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
             if points:
-                axes.plot(*zip(*points, strict=True), color=color, label=_label(name), linewidth=1.6, marker=_marker(points))
+                axes.plot(
+                    *zip(*points, strict=True), color=color, label=_label(name), linewidth=1.6, marker=_marker(points)
+                )
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25)

@@ -45,7 +45,9 @@ def export(run: RunDirectory, *, checkpoint: Path | None, out_dir: Path | None, 
     }
     write_atomically(target / "config.json", json.dumps(description, indent=2) + "\n")
     console.print(f"{kind} weights of step {description['effnet']['step']}: {file}", highlight=False)  # type: ignore[index]
-    console.print(_how_to_load(config.model.name, config.data.num_classes, file, config.width_and_depth), highlight=False)
+    console.print(
+        _how_to_load(config.model.name, config.data.num_classes, file, config.width_and_depth), highlight=False
+    )
     if config.model.head_hidden_features is not None:
         console.print("the hidden layer of the head is no part of timm: set network.classifier before loading")
     return file

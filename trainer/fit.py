@@ -89,7 +89,9 @@ def find_checkpoint(config: Config, checkpoints: CheckpointDirectory) -> Path | 
     if config.resume == "never":
         newest = checkpoints.newest()
         if newest is not None:
-            raise ConfigError([Problem(key="resume", received="never", accepted=f"auto, or another run_id: {newest} exists")])
+            raise ConfigError(
+                [Problem(key="resume", received="never", accepted=f"auto, or another run_id: {newest} exists")]
+            )
         return None
     path = Path(config.resume)
     read_manifest(path)

@@ -28,7 +28,13 @@ class EfficientNetModule(LightningModule):
     Attributes:
         network: The timm model; its parameters are all that the module has.
         train_sums: (3,) float32 on the device: loss, correct and samples since the last reading, of this rank.
+        mean: (1, C, 1, 1) float32, subtracted from images of 0 to 255.
+        std: (1, C, 1, 1) float32, divides them then.
     """
+
+    train_sums: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, config: Config, network: nn.Module, *, updates_per_epoch: int) -> None:
         super().__init__()
@@ -41,7 +47,8 @@ class EfficientNetModule(LightningModule):
             self.register_buffer(name, buffer, persistent=False)
         self.register_buffer("train_sums", torch.zeros(3), persistent=False)
         self._mixup, self._loss = _mixup_and_loss(config)
-        self._average: list[nn.Module] = []  # a list: not registered, so neither trained, synchronised nor saved as ours
+        # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
+        self._average: list[nn.Module] = []
         self._sums: dict[str, torch.Tensor] = {}
 
     def set_average(self, network: nn.Module) -> None:
@@ -86,7 +93,7 @@ class EfficientNetModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss of a micro-batch, averaged over its samples."""
-        # Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank, and after any resume.
+        # Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank, after any resume.
         micro_batch = self.layout.micro_batch(global_rank=self.trainer.global_rank, batch_idx=batch_idx)
         seed_everything(self.config.seed, MICRO_BATCH, self.trainer.global_step, micro_batch)
         images, targets = self.normalise(batch.images), batch.targets
@@ -139,7 +146,7 @@ class EfficientNetModule(LightningModule):
         log_row(self.trainer, metrics)
 
     def configure_optimizers(self) -> Any:
-        """timm's optimizer and schedule; the schedule advances with each optimizer step."""
+        """Timm's optimizer and schedule; the schedule advances with each optimizer step."""
         optimizer = build_optimizer(self.network, self.config.optimizer)
         scheduler = build_scheduler(
             optimizer,
@@ -149,8 +156,8 @@ class EfficientNetModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:  # type: ignore[override]
-        """timm's schedules are functions of the number of steps."""
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
+        """Timm's schedules are functions of the number of steps."""
         scheduler.step_update(num_updates=self.trainer.global_step)
 
     def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:

@@ -58,7 +58,7 @@ def image_size(config: Config) -> int:
     if config.data.image_size is not None:
         return config.data.image_size
     if config.model.compound_phi is not None:
-        return round(B0_IMAGE_SIZE * 1.15**config.model.compound_phi)
+        return round(float(B0_IMAGE_SIZE * 1.15**config.model.compound_phi))
     pretrained = timm.get_pretrained_cfg(config.model.name)
     return int(pretrained.input_size[-1]) if pretrained is not None else B0_IMAGE_SIZE
 

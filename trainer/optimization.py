@@ -13,7 +13,7 @@ from configs.problems import ConfigError, Problem
 
 
 def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimizer:
-    """timm's optimizer; biases and BatchNorm parameters are not decayed.
+    """Timm's optimizer; biases and BatchNorm parameters are not decayed.
 
     Raises:
         ConfigError: If the optimizer does not take one of `optimizer.kwargs`.
@@ -37,7 +37,7 @@ def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimize
 def build_scheduler(
     optimizer: Optimizer, scheduler: schema.Scheduler, *, max_epochs: int, updates_per_epoch: int
 ) -> Scheduler:
-    """timm's schedule, a function of the number of optimizer steps alone."""
+    """Timm's schedule, a function of the number of optimizer steps alone."""
     optional: dict[str, Any] = {}
     if scheduler.decay_epochs is not None:
         optional["decay_epochs"] = scheduler.decay_epochs

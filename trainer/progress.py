@@ -4,7 +4,15 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from configs.schema import Config
 from trainer.logs import logger
@@ -13,7 +21,7 @@ from trainer.module import EfficientNetModule
 
 
 class ProgressDisplay(Callback):
-    """Epoch, loss, top-1, images/s, time left. Shows what was read off the device anyway; adds no reading of its own."""
+    """Epoch, loss, top-1, images/s, time left. Shows what was read off the device anyway."""
 
     def __init__(self, config: Config, console: Console, metrics: TrainingMetrics) -> None:
         self._config = config
@@ -71,11 +79,10 @@ class ProgressDisplay(Callback):
         if self._bar is None:
             return
         row = self._metrics.last_row
-        numbers = (
-            f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {row['throughput/images_per_second']:,.0f} images/s"
-            if row
-            else ""
-        )
+        numbers = ""
+        if row:
+            speed = f"{row['throughput/images_per_second']:,.0f} images/s"
+            numbers = f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {speed}"
         epoch = f"{min(trainer.current_epoch + 1, self._config.trainer.max_epochs)}/{self._config.trainer.max_epochs}"
         self._bar.update(self._task, completed=trainer.global_step, epoch=epoch, numbers=numbers)
 

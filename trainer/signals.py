@@ -1,7 +1,7 @@
 """A flag that signals set. The handlers do nothing else: collectives inside a handler deadlock.
 
-See https://github.com/Lightning-AI/pytorch-lightning/issues/21406. Standard library only, so that it is in place before torch is
-imported.
+See https://github.com/Lightning-AI/pytorch-lightning/issues/21406. Standard library only, so that it is in place before
+torch is imported.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Lightning strategies: one device, DDP, DeepSpeed ZeRO; and a DeepSpeed that runs on CPUs, so that it is tested for real."""
+"""Lightning strategies: one device, DDP, DeepSpeed ZeRO; and a DeepSpeed on CPUs, so that it is tested for real."""
 
 import os
 from datetime import timedelta

@@ -29,7 +29,9 @@ def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overri
 
     assert len(losses(one)) == STEPS
     assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
-    validation = [[float(row["val/ema_loss"]) for row in rows(run) if row.get("val/ema_loss")] for run in (one, two_processes)]
+    validation = [
+        [float(row["val/ema_loss"]) for row in rows(run) if row.get("val/ema_loss")] for run in (one, two_processes)
+    ]
     assert len(validation[0]) == 2
     assert validation[0] == pytest.approx(validation[1], abs=1e-4)
     # BatchNorm's running statistics too, which each rank would keep for itself.
@@ -39,7 +41,9 @@ def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overri
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_trains_like_ddp(stage: int, two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
+def test_deepspeed_trains_like_ddp(
+    stage: int, two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path
+) -> None:
     overrides = toy_overrides(
         trainer__devices=2,
         trainer__max_steps=STEPS,
