@@ -1,11 +1,14 @@
-"""Settings that are valid alone but not together. Each check says which keys it is about."""
+"""Settings that are valid alone but not together. Each problem names the settings that it is about."""
 
 from collections.abc import Callable, Iterator
 
-from configs.problems import Problem
+from configs.problems import Problem, shown
 from configs.schema import Config
 
 Check = Callable[[Config], Iterator[Problem]]
+
+OWN_SETTINGS = ("lr", "weight_decay", "momentum")
+"""Arguments of an optimizer that are settings of their own."""
 
 
 def cross_problems(config: Config) -> list[Problem]:
@@ -13,98 +16,125 @@ def cross_problems(config: Config) -> list[Problem]:
     return [problem for check in CHECKS for problem in check(config)]
 
 
-def _problem(config: Config, key: str, accepted: str) -> Problem:
+def _problem(config: Config, key: str, accepted: str, *beside: str) -> Problem:
+    """A problem with ``key``, given the settings ``beside`` it."""
     value: object = config
     for part in key.split("."):
         value = getattr(value, part)
-    return Problem(key=key, received=str(value), accepted=accepted)
+    return Problem(key=key, received=shown(value), accepted=accepted, beside=beside)
 
 
 def _batches(config: Config) -> Iterator[Problem]:
     data, trainer = config.data, config.trainer
     size, micro = data.global_batch_size, data.micro_batch_size
     if size % micro:
-        yield _problem(config, "data.global_batch_size", f"a multiple of data.micro_batch_size = {micro}")
-    elif isinstance(trainer.devices, int):
-        world_size = trainer.devices * trainer.num_nodes
-        if (size // micro) % world_size:
-            yield _problem(
-                config,
-                "data.global_batch_size",
-                f"a multiple of micro_batch_size x devices x num_nodes = {micro} x {trainer.devices} x "
-                f"{trainer.num_nodes} = {micro * world_size}",
-            )
+        accepted = f"a multiple of data.micro_batch_size = {micro}"
+        yield _problem(config, "data.global_batch_size", accepted, "data.micro_batch_size")
+    elif isinstance(trainer.devices, int) and (size // micro) % (trainer.devices * trainer.num_nodes):
+        yield _problem(
+            config,
+            "data.global_batch_size",
+            f"a multiple of micro_batch_size x devices x num_nodes = {micro} x {trainer.devices} x "
+            f"{trainer.num_nodes} = {micro * trainer.devices * trainer.num_nodes}",
+            "data.micro_batch_size",
+            "trainer.devices",
+            "trainer.num_nodes",
+        )
     if size % data.num_lanes:
-        yield _problem(config, "data.num_lanes", f"a divisor of data.global_batch_size = {size}")
+        accepted = f"a divisor of data.global_batch_size = {size}"
+        yield _problem(config, "data.num_lanes", accepted, "data.global_batch_size")
     if micro % 2 and (config.loss.mixup_alpha or config.loss.cutmix_alpha):
-        yield _problem(config, "data.micro_batch_size", "an even number: Mixup and CutMix mix pairs")
+        accepted = "an even number: Mixup and CutMix mix pairs"
+        yield _problem(config, "data.micro_batch_size", accepted, "loss.mixup_alpha", "loss.cutmix_alpha")
 
 
 def _images(config: Config) -> Iterator[Problem]:
+    augmentation, in_chans = config.data.augmentation, config.model.in_chans
     for key in ("mean", "std"):
         values = getattr(config.data, key)
-        if values is not None and len(values) != config.model.in_chans:
-            yield _problem(config, f"data.{key}", f"model.in_chans = {config.model.in_chans} values")
-    if config.data.crop_pct == 0:
-        yield _problem(config, "data.crop_pct", "a share above 0")
+        if values is not None and len(values) != in_chans:
+            yield _problem(config, f"data.{key}", f"model.in_chans = {in_chans} values", "model.in_chans")
     for key in ("scale", "ratio"):
-        low, high = getattr(config.data.augmentation, key)
+        low, high = getattr(augmentation, key)
         if low > high:
             yield _problem(config, f"data.augmentation.{key}", "a lower and an upper bound, in that order")
-    if config.model.in_chans != 3 and config.data.augmentation.auto_augment:
-        yield _problem(config, "data.augmentation.auto_augment", "null: timm's policies work on RGB images")
+    if in_chans != 3 and augmentation.auto_augment:
+        accepted = "null: timm's policies work on RGB images"
+        yield _problem(config, "data.augmentation.auto_augment", accepted, "model.in_chans")
+    if augmentation.color_jitter is not None and "3a" not in (augmentation.auto_augment or "3a"):
+        accepted = f"null: timm leaves it out beside auto_augment = {augmentation.auto_augment}"
+        yield _problem(config, "data.augmentation.color_jitter", accepted, "data.augmentation.auto_augment")
 
 
 def _model(config: Config) -> Iterator[Problem]:
-    model = config.model
+    model, scaling = config.model, ("model.compound_phi", "model.width_multiplier", "model.depth_multiplier")
     explicit = model.width_multiplier is not None or model.depth_multiplier is not None
     if model.compound_phi is not None and explicit:
-        yield _problem(config, "model.compound_phi", "null beside width_multiplier or depth_multiplier")
+        yield _problem(config, "model.compound_phi", "null beside width_multiplier or depth_multiplier", *scaling)
     if config.width_and_depth is not None:
         if model.name != "efficientnet_b0":
-            yield _problem(config, "model.name", "efficientnet_b0: scaling starts from it")
+            yield _problem(config, "model.name", "efficientnet_b0: scaling starts from it", *scaling)
         if model.pretrained:
-            yield _problem(config, "model.pretrained", "false: no weights are published for a scaled network")
+            accepted = "false: no weights are published for a scaled network"
+            yield _problem(config, "model.pretrained", accepted, *scaling)
     if model.pretrained and model.checkpoint_path is not None:
-        yield _problem(config, "model.checkpoint_path", "null beside model.pretrained=true")
+        yield _problem(config, "model.checkpoint_path", "null beside model.pretrained = true", "model.pretrained")
     if model.freeze_backbone_epochs >= config.trainer.max_epochs:
-        yield _problem(config, "model.freeze_backbone_epochs", f"less than max_epochs = {config.trainer.max_epochs}")
+        accepted = f"less than trainer.max_epochs = {config.trainer.max_epochs}"
+        yield _problem(config, "model.freeze_backbone_epochs", accepted, "trainer.max_epochs")
+
+
+def _optimizer(config: Config) -> Iterator[Problem]:
+    for name in sorted(config.optimizer.kwargs.keys() & set(OWN_SETTINGS)):
+        accepted = f"arguments that are no settings of their own: {name} is optimizer.{name}"
+        yield _problem(config, "optimizer.kwargs", accepted)
 
 
 def _schedule(config: Config) -> Iterator[Problem]:
     scheduler = config.scheduler
+    sched, epochs, rate = "scheduler.sched", "scheduler.decay_epochs", "scheduler.decay_rate"
     if scheduler.warmup_epochs >= config.trainer.max_epochs:
-        yield _problem(config, "scheduler.warmup_epochs", f"less than trainer.max_epochs = {config.trainer.max_epochs}")
+        accepted = f"less than trainer.max_epochs = {config.trainer.max_epochs}"
+        yield _problem(config, "scheduler.warmup_epochs", accepted, "trainer.max_epochs")
     if scheduler.sched == "step" and (scheduler.decay_epochs is None or scheduler.decay_rate is None):
-        yield _problem(config, "scheduler.sched", "step together with decay_epochs and decay_rate")
+        yield _problem(config, sched, "step together with decay_epochs and decay_rate", epochs, rate)
     if scheduler.sched != "step" and scheduler.decay_epochs is not None:
-        yield _problem(config, "scheduler.decay_epochs", "null: it has an effect with sched=step only")
+        yield _problem(config, epochs, "null: it has an effect with sched = step only", sched)
     if scheduler.sched not in ("step", "poly") and scheduler.decay_rate is not None:
-        yield _problem(config, "scheduler.decay_rate", "null: it has an effect with sched=step and sched=poly only")
+        yield _problem(config, rate, "null: it has an effect with sched = step and sched = poly only", sched)
 
 
 def _strategy(config: Config) -> Iterator[Problem]:
     trainer, stage = config.trainer, config.deepspeed.zero_stage
     if trainer.strategy == "single" and (trainer.num_nodes > 1 or trainer.devices not in (1, "auto")):
-        yield _problem(config, "trainer.strategy", "ddp or deepspeed for more than one device")
+        accepted = "ddp or deepspeed for more than one device"
+        yield _problem(config, "trainer.strategy", accepted, "trainer.devices", "trainer.num_nodes")
     if trainer.accelerator == "cpu" and trainer.precision == "16-mixed":
-        yield _problem(config, "trainer.precision", "32-true or bf16-mixed on the CPU")
-    if trainer.strategy != "deepspeed":
-        if stage is not None:
-            yield _problem(config, "deepspeed.zero_stage", f"null with trainer.strategy = {trainer.strategy}")
-        return
+        yield _problem(config, "trainer.precision", "32-true or bf16-mixed on the CPU", "trainer.accelerator")
+    if trainer.strategy == "deepspeed":
+        yield from _deepspeed(config)
+    elif stage is not None:
+        accepted = f"null with trainer.strategy = {trainer.strategy}"
+        yield _problem(config, "deepspeed.zero_stage", accepted, "trainer.strategy")
+
+
+def _deepspeed(config: Config) -> Iterator[Problem]:
+    trainer, stage = config.trainer, config.deepspeed.zero_stage
+    strategy = "trainer.strategy"
     if stage is None:
-        yield _problem(config, "deepspeed.zero_stage", "1, 2 or 3 with trainer.strategy = deepspeed")
+        yield _problem(config, "deepspeed.zero_stage", "1, 2 or 3 with trainer.strategy = deepspeed", strategy)
     if config.ema.enabled and stage == 3:
-        yield _problem(config, "ema.enabled", "false under ZeRO 3, where no rank holds whole weights")
+        accepted = "false under ZeRO 3, where no rank holds whole weights"
+        yield _problem(config, "ema.enabled", accepted, strategy, "deepspeed.zero_stage")
     if config.ema.enabled and trainer.precision != "32-true":
-        yield _problem(config, "ema.enabled", "false under DeepSpeed in 16 bits, which casts the weights averaged")
+        accepted = "false under DeepSpeed in 16 bits, which casts the weights averaged"
+        yield _problem(config, "ema.enabled", accepted, strategy, "trainer.precision")
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "value":
-        yield _problem(config, "trainer.gradient_clip_algorithm", "norm under DeepSpeed")
+        accepted = "norm under DeepSpeed"
+        yield _problem(config, "trainer.gradient_clip_algorithm", accepted, strategy, "trainer.gradient_clip_val")
     if config.model.freeze_backbone_epochs:
-        yield _problem(
-            config, "model.freeze_backbone_epochs", "0 under DeepSpeed, which fixes what trains at the start"
-        )
+        accepted = "0 under DeepSpeed, which fixes what trains at the start"
+        yield _problem(config, "model.freeze_backbone_epochs", accepted, strategy)
 
 
-CHECKS: tuple[Check, ...] = (_batches, _images, _model, _schedule, _strategy)
+CHECKS: tuple[Check, ...] = (_batches, _images, _model, _optimizer, _schedule, _strategy)

@@ -4,24 +4,33 @@ Precedence: schema defaults < `base:` of a file < each file, left to right < `ke
 YAML (it takes `1e-3` for a number and refuses duplicate keys; PyYAML alone does neither).
 """
 
-import difflib
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from configs.checks import cross_problems
-from configs.problems import ConfigError, Problem
+from configs.explain import schema_problems, setting_keys
+from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config
 
 PACKAGE_DIR = Path(__file__).parent
+INTERPOLATION = "a plain value: ${…} is not expanded"
+PLACEHOLDERS = {"data": {"train_shards": "", "val_shards": ""}}
+"""What has no default, for checking the rest of a configuration without it."""
+UNREAD = ("--config", "base", "command line")
+"""Keys of problems with a whole file or argument."""
+UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
 Tree = dict[str, Any]
+Layer = tuple[Tree, dict[str, str]]
+"""Values by section and name; the origin of each by dotted key."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +51,29 @@ def load_config(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Res
     Raises:
         ConfigError: With every problem found, not only the first.
     """
+    if not files and not overrides:
+        accepted = "a recipe, such as --config configs/experiment/digits.yaml, which brings its own data"
+        raise ConfigError([Problem(key="--config", received="nothing", accepted=accepted)])
     problems: list[Problem] = []
-    layers: list[tuple[Tree, dict[str, str]]] = []
+    layers: list[Layer] = []
     for name in files:
-        layers += _read_file(name, problems, seen=())
+        layers += _read_file(name, problems)
     layers += [_read_override(text, problems) for text in overrides]
 
     merged: Tree = {}
     origins: dict[str, str] = {}
-    for tree, lines in layers:
+    for tree, known in layers:
         merged = _merge(merged, tree)
-        origins.update(lines)
-    config = _validate(merged, problems)
+        origins |= known
+    # What could not be read may well have held what is missing or does not fit.
+    unread = any(problem.key in UNREAD for problem in problems)
+    _refuse_markup(merged, problems)
+    config = _validate(merged, problems, unread=unread)
+    origins = {key: origins[key] for key in _paths(merged) if key in origins}
     if problems or config is None:
-        raise ConfigError([_with_origin(problem, origins) for problem in _unique(problems)])
-    return Resolved(config, {key: origins[key] for key in leaves(config) if key in origins})
+        raise ConfigError([replace(p, origin=p.origin or _origin(p.key, origins)) for p in problems])
+    found = {key: _origin(key, origins) for key in leaves(config)}
+    return Resolved(config, {key: origin for key, origin in found.items() if origin is not None})
 
 
 def leaves(config: Config) -> dict[str, Any]:
@@ -75,82 +92,107 @@ def leaves(config: Config) -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _read_file(name: str, problems: list[Problem], seen: tuple[Path, ...]) -> list[tuple[Tree, dict[str, str]]]:
-    path = _find(name)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that begins like a number, more of which OmegaConf reads as one; escapes control characters."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        quotes = "'" if text[:1] in "+-.0123456789_" else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=quotes if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _read_file(name: str, problems: list[Problem], including: tuple[Path, ...] = ()) -> list[Layer]:
+    """A file's values, after those of its bases."""
+
+    def refuse(accepted: str) -> list[Layer]:
+        key, origin = ("base", including[-1].name) if including else ("--config", None)
+        problems.append(Problem(key=key, received=name, accepted=accepted, origin=origin))
+        return []
+
+    path = _find(name, including[-1].parent if including else Path())
     if path is None:
-        problems.append(Problem(key="--config", received=name, accepted="a YAML or JSON file that exists"))
-        return []
-    if path in seen:
-        problems.append(
-            Problem(key="base", received=name, accepted="files that do not include one another in a circle")
-        )
-        return []
+        return refuse("a YAML or JSON file that exists")
+    if path in including:
+        return refuse("files that do not include one another in a circle")
     try:
         text = path.read_text(encoding="utf-8")
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-        lines = {key: f"{path.name}:{line}" for key, line in _lines(text)}
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, ValueError) as error:
-        problems.append(Problem(key="--config", received=name, accepted=f"valid YAML ({_one_line(error)})"))
-        return []
+        origins = {key: f"{path.name}:{line}" for key, line in _lines(text)}
+    except GrammarParseError:
+        return refuse(INTERPOLATION.replace("a plain value", "plain values"))
+    except UNREADABLE as error:
+        return refuse(f"valid YAML ({_fault(error)})")
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        problems.append(Problem(key="--config", received=name, accepted="a mapping of sections at the top of the file"))
-        return []
-    tree = _expand_dotted({str(key): value for key, value in tree.items()})
+        return refuse("a mapping of sections at the top of the file")
     bases = tree.pop("base", [])
-    layers = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        layers += _read_file(str(path.parent / base), problems, (*seen, path))
-    _refuse_interpolation(tree, problems)
-    return [*layers, (tree, lines)]
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        problems.append(
+            Problem(
+                key="base", received=shown(bases), accepted="the name of a file, or a list of them", origin=path.name
+            )
+        )
+        bases = []
+    layers = [layer for base in bases for layer in _read_file(base, problems, (*including, path))]
+    return [*layers, (_expand_dotted({str(key): value for key, value in tree.items()}), origins)]
 
 
-def _find(name: str) -> Path | None:
+def _find(name: str, folder: Path) -> Path | None:
+    """A file beside ``folder``, else a shipped one, named with or without ``configs/``."""
     path = Path(name)
     shipped = PACKAGE_DIR.joinpath(*path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
-    return next((p.resolve() for p in (path, shipped) if p.is_file()), None)
+    for candidate in (folder / path, shipped):
+        with contextlib.suppress(OSError):  # a name too long, a folder that may not be entered
+            if candidate.is_file():
+                return candidate.resolve()
+    return None
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:
-    """Dotted key and line number of each scalar or sequence."""
+    """Dotted key and line number of each scalar, sequence and empty mapping."""
 
     def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and node.value:
             for key, value in node.value:
-                yield from walk(value, f"{prefix}.{key.value}" if prefix else str(key.value))
+                yield from walk(value, prefix if key.value == "<<" else _join(prefix, key.value))
         elif node is not None:
             yield prefix, node.start_mark.line + 1
 
     return walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
 
 
-def _read_override(text: str, problems: list[Problem]) -> tuple[Tree, dict[str, str]]:
+def _read_override(text: str, problems: list[Problem]) -> Layer:
     key, equals, value = text.partition("=")
     key = key.strip().removeprefix("--")
-    if not equals or not key:
-        problems.append(
-            Problem(key="command line", received=text, accepted="key=value, such as data.global_batch_size=512")
-        )
+    if not equals or not all(key.split(".")):
+        a_file = Path(key).suffix in (".yaml", ".yml", ".json")
+        accepted = f"--config {key}" if a_file and not equals else "key=value, such as data.global_batch_size=512"
+        problems.append(Problem(key="command line", received=text, accepted=accepted))
         return {}, {}
     try:
-        container = OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=False)
-        assert isinstance(container, dict)
-        parsed = container["value"]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        problems.append(Problem(key=key, received=value, accepted=f"a YAML value ({_one_line(error)})"))
+        container = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+    except GrammarParseError:
+        problems.append(Problem(key=key, received=value, accepted=INTERPOLATION, origin="command line"))
         return {}, {}
-    tree = _expand_dotted({key: parsed})
-    _refuse_interpolation(tree, problems)
-    return tree, {key: "command line"}
+    except UNREADABLE as error:
+        accepted = f"a value in YAML, text with special characters in quotes: {key}='\"…\"' ({_fault(error)})"
+        problems.append(Problem(key=key, received=value, accepted=accepted, origin="command line"))
+        return {}, {}
+    assert isinstance(container, dict)
+    tree = _expand_dotted({key: container["value"]})
+    return tree, dict.fromkeys(_paths(tree), "command line")
 
 
 def _expand_dotted(tree: Tree) -> Tree:
     """``{"optimizer.lr": 1}`` as ``{"optimizer": {"lr": 1}}``: the form of W&B sweeps' argument files."""
     expanded: Tree = {}
     for key, value in tree.items():
-        first, *rest = str(key).split(".")
+        first, *rest = key.split(".")
         nested: Any = value
         for part in reversed(rest):
             nested = {part: nested}
@@ -158,129 +200,82 @@ def _expand_dotted(tree: Tree) -> Tree:
     return expanded
 
 
-def _merge(under: Tree, over: Tree) -> Tree:
+def _merge(under: Tree, over: Tree, prefix: str = "") -> Tree:
+    """Section by section; ``{}`` for a setting that is itself a mapping drops what it held."""
     merged = dict(under)
     for key, value in over.items():
+        path = _join(prefix, key)
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        drops = value == {} and path in setting_keys()
+        merged[key] = _merge(merged[key], value, path) if both and not drops else value
     return merged
 
 
-def _refuse_interpolation(tree: Tree, problems: list[Problem], prefix: str = "") -> None:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            _refuse_interpolation(value, problems, f"{prefix}{key}.")
-        elif isinstance(value, str) and "${" in value:
-            problems.append(Problem(key=prefix + key, received=value, accepted="a plain value: ${…} is not expanded"))
+def _refuse_markup(value: object, problems: list[Problem], key: str = "") -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_markup(inner, problems, _join(key, name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_markup(inner, problems, key)
+    elif isinstance(value, str) and "${" in value:
+        problems.append(Problem(key=key, received=shown(value), accepted=INTERPOLATION))
+    elif isinstance(value, bytes):
+        problems.append(Problem(key=key, received="binary data", accepted="text or numbers"))
 
 
-def _validate(tree: Tree, problems: list[Problem]) -> Config | None:
+def _validate(tree: Tree, problems: list[Problem], *, unread: bool) -> Config | None:
     """Append every problem; return the Config only if there is none in the values themselves."""
-    try:
-        config = Config.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        found = list(_schema_problems(error))
-        problems += found
-        # The cross-checks run on what is left when the faulty keys fall back to their defaults.
-        repaired = _without(tree, {problem.key for problem in found})
-        try:
-            rest = Config.model_validate_json(json.dumps(repaired))
-        except ValidationError:
-            return None
-        faulty = {problem.key for problem in found}
-        problems += [problem for problem in cross_problems(rest) if problem.key not in faulty]
-        return None
-    except (TypeError, ValueError) as error:
-        problems.append(
-            Problem(key="configuration", received="a value JSON has no form for", accepted=_one_line(error))
-        )
-        return None
-    problems += cross_problems(config)
+    known = {problem.key for problem in problems}
+    tree = {"data": {}, **tree}
+    config, found = _parse(tree)
+    if found:
+        problems += [p for p in found if p.key not in known and not (unread and p.received == "nothing")]
+        repaired = _without(tree, {p.key for p in found})
+        config, _ = _parse(_merge(PLACEHOLDERS, repaired))
+    if config is not None and not unread:
+        # Where a value is at fault its default stands in, so combinations that it is part of say nothing.
+        faulty = {p.key for p in problems} | {key for p in problems for key in p.beside if key not in _paths(tree)}
+        problems += [p for p in cross_problems(config) if not faulty & {p.key, *p.beside}]
     return config
 
 
-def _schema_problems(error: ValidationError) -> Iterator[Problem]:
-    for item in error.errors(include_url=False):
-        key, known = _schema_key(item["loc"])
-        received = json.dumps(item["input"], default=str) if item["type"] != "missing" else "nothing"
-        if len(received) > 200:
-            received = received[:197] + "..."
-        if item["type"] == "extra_forbidden":
-            yield Problem(key=key, received=received, accepted=_did_you_mean(key, known))
-        elif item["type"] == "missing":
-            yield Problem(key=key, received=received, accepted="a value: it has no default")
-        else:
-            yield Problem(key=key, received=received, accepted=_accepted(item["msg"]))
-
-
-def _accepted(message: str) -> str:
-    message = message.removeprefix("Input should be ").replace("valid integer", "whole number")
-    return message[:1].lower() + message[1:]
-
-
-def _schema_key(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """Dotted key of an error's location without pydantic's names of union members; the keys known at that level."""
-    model: type[BaseModel] | None = Config
-    parts: list[str] = []
-    for part in map(str, loc):
-        if model is None:
-            break
-        parts.append(part)
-        field = model.model_fields.get(part)
-        if field is None:
-            break
-        annotation = field.annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return ".".join(parts), list(model.model_fields) if model else []
-
-
-def _did_you_mean(key: str, siblings: list[str]) -> str:
-    section, _, last = key.rpartition(".")
-    close = difflib.get_close_matches(last, siblings, n=1)
-    if close:
-        return f"no such key; did you mean {section + '.' if section else ''}{close[0]}?"
-    every = _all_keys()
-    elsewhere = [name for name in every if name.rpartition(".")[2] == last]
-    close = elsewhere[:1] or difflib.get_close_matches(key, every, n=1)
-    return f"no such key; did you mean {close[0]}?" if close else f"one of {', '.join(siblings)}"
-
-
-def _all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += _all_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+def _parse(tree: Tree) -> tuple[Config | None, list[Problem]]:
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str)), []
+    except ValidationError as error:
+        return None, schema_problems(error, tree)
 
 
 def _without(tree: Tree, keys: set[str], prefix: str = "") -> Tree:
+    kept = {key: value for key, value in tree.items() if _join(prefix, key) not in keys}
     return {
-        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if prefix + key not in keys
+        key: _without(value, keys, _join(prefix, key)) if isinstance(value, dict) else value
+        for key, value in kept.items()
     }
 
 
-def _unique(problems: list[Problem]) -> list[Problem]:
-    """One problem a key: a union's members each report their own, and are joined."""
-    joined: dict[tuple[str, str], Problem] = {}
-    for problem in problems:
-        known = joined.get((problem.key, problem.received))
-        if known is not None and problem.accepted != known.accepted:
-            problem = Problem(
-                key=known.key, received=known.received, accepted=f"{known.accepted}, or {problem.accepted}"
-            )
-        joined[problem.key, problem.received] = problem
-    return list(joined.values())
+def _paths(tree: Tree, prefix: str = "") -> list[str]:
+    """Dotted keys of all values that are not mappings, or are empty ones."""
+    paths = []
+    for key, value in tree.items():
+        path = _join(prefix, key)
+        paths += _paths(value, path) if isinstance(value, dict) and value else [path]
+    return paths
 
 
-def _with_origin(problem: Problem, origins: Mapping[str, str]) -> Problem:
-    origin = origins.get(problem.key)
-    return Problem(key=problem.key, received=problem.received, accepted=problem.accepted, origin=origin)
+def _join(prefix: str, key: object) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _origin(key: str, origins: Mapping[str, str]) -> str | None:
+    """Where a value came from, or the values in a mapping."""
+    found = [origin for known, origin in origins.items() if known == key or known.startswith(f"{key}.")]
+    return ", ".join(dict.fromkeys(found)) or None
+
+
+def _fault(error: BaseException) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None)}"

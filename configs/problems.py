@@ -1,7 +1,11 @@
 """What is wrong with a user's input: one problem, and the error that carries all of them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+LONGEST_SHOWN = 200
+"""Characters of a received value that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +17,15 @@ class Problem:
         received: The value as it was received, already formatted.
         accepted: What would have been accepted, or what to do.
         origin: Where the value came from (``file.yaml:12``, ``command line``), if known.
+        beside: Other settings that it is about. Where one of them is at fault itself, this problem may be no more than
+            a consequence.
     """
 
     key: str
     received: str
     accepted: str
     origin: str | None = None
+    beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"  ({self.origin})" if self.origin else ""
@@ -37,3 +44,9 @@ class ConfigError(Exception):
 
 class DataError(Exception):
     """The data is at fault (no shard found, a truncated tar, a label out of range): running again will not help."""
+
+
+def shown(value: object) -> str:
+    """A value the way a user writes it in a file: ``null``, ``true``, text in quotes; cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from configs.load import dump_yaml, leaves, load_config
-from configs.problems import ConfigError, Problem
+from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config
 
 EXIT_DONE: Final = 0
@@ -45,11 +45,14 @@ def config_hash(config: Config) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader sees the old or the new text, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class RunDirectory:
     @classmethod
     def of(cls, config: Config) -> "RunDirectory":
         """The directory that a configuration's run has, whether it exists or not."""
-        return cls(Path(config.runs_dir) / (config.run_id or f"{config.name}-{config_hash(config)[:8]}"))
+        return cls(Path(config.runs_dir).expanduser() / (config.run_id or f"{config.name}-{config_hash(config)[:8]}"))
 
     @classmethod
     def find(cls, run: str, runs_dir: str = "runs") -> "RunDirectory":
@@ -70,14 +73,15 @@ class RunDirectory:
         Raises:
             ConfigError: If there is no such run.
         """
-        candidates = [Path(run), *sorted(Path(runs_dir).glob(f"{run}*"), key=lambda p: -p.stat().st_mtime)]
-        found = next((p for p in candidates if (p / "config.yaml").is_file()), None)
-        if found is None:
-            known = ", ".join(sorted(p.parent.name for p in Path(runs_dir).glob("*/config.yaml"))) or "none"
-            raise ConfigError(
-                [Problem(key="RUN", received=run, accepted=f"a run in {runs_dir}/ ({known}), or its path")]
-            )
-        return cls(found)
+        if (Path(run) / "config.yaml").is_file():
+            return cls(Path(run))
+        known = [file.parent for file in Path(runs_dir).glob("*/config.yaml")]
+        found = [path for path in known if run and path.name.startswith(run)]
+        if not found:
+            names = ", ".join(sorted(path.name for path in known)) or "none"
+            accepted = f"a run in {runs_dir}/ ({names}), or its path"
+            raise ConfigError([Problem(key="RUN", received=run, accepted=accepted)])
+        return cls(max(found, key=lambda path: (path.name == run, path.stat().st_mtime)))
 
     @property
     def run_id(self) -> str:
@@ -110,14 +114,20 @@ class RunDirectory:
         return self.path / "wandb"
 
     @property
+    def lock_file(self) -> Path:
+        """Held by the launcher that is at work on the run, and by what it has started."""
+        return self.path / "lock"
+
+    @property
     def outcome_file(self) -> Path:
         """How each attempt ended."""
         return self.path / "outcome.json"
 
     @property
     def attempts(self) -> int:
-        """Attempts begun so far."""
-        return sum(1 for _ in (self.path / "logs").glob("attempt-*"))
+        """Attempts begun so far: one more than the last one's number."""
+        numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
+        return max(numbers, default=-1) + 1
 
     def log_dir(self, attempt: int) -> Path:
         """Folder of the logs of all ranks."""
@@ -131,21 +141,47 @@ class RunDirectory:
         """
         return load_config([str(self.config_file)]).config
 
+    def check(self, config: Config) -> None:
+        """See that an attempt with ``config`` would go on with the same experiment.
+
+        Raises:
+            ConfigError: If the run has a checkpoint of another experiment: its steps would no longer mean the same.
+        """
+        if self.config_file.exists() and any(self.checkpoints.glob("step-*")):
+            old, new = identity(self.load_config()), identity(config)
+            changed = [key for key in new if old.get(key) != new[key]]
+            advice = f"what run {self.run_id} was started with, or another run_id"
+            if changed:
+                raise ConfigError(
+                    [
+                        Problem(key=key, received=shown(new[key]), accepted=f"{shown(old.get(key))}: {advice}")
+                        for key in changed
+                    ]
+                )
+
+    def create(self) -> None:
+        """Make the directory, if it is not there.
+
+        Raises:
+            ConfigError: If it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock_file.touch()
+        except OSError as error:
+            accepted = f"a folder in which {self.path} can be written ({error.strerror})"
+            raise ConfigError(
+                [Problem(key="runs_dir", received=shown(str(self.path.parent)), accepted=accepted)]
+            ) from None
+
     def freeze(self, config: Config) -> None:
         """Write the configuration that the next attempt reads.
 
         Raises:
-            ConfigError: If the run exists and the experiment itself differs: its steps would no longer mean the same.
+            ConfigError: As `check` and `create` do.
         """
-        if self.config_file.exists():
-            old, new = identity(self.load_config()), identity(config)
-            changed = [key for key in new if old.get(key) != new[key]]
-            if changed:
-                accepted = f"what run {self.run_id} was started with, or another run_id"
-                raise ConfigError(
-                    [Problem(key=k, received=str(new[k]), accepted=f"{old.get(k)}: {accepted}") for k in changed]
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.check(config)
+        self.create()
         write_atomically(self.config_file, dump_yaml(config))
 
     def wandb_id(self) -> str:
@@ -176,7 +212,7 @@ class RunDirectory:
 
 
 def rank_log(log_dir: Path, global_rank: int) -> Path:
-    """Everything one rank printed."""
+    """Everything one rank printed. Made after the rank's signal handlers: where it exists, signals may be sent."""
     return log_dir / f"rank_{global_rank:05d}.log"
 
 

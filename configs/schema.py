@@ -13,9 +13,11 @@ RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, unknown keys refused, no silent conversion of ints and bools."""
+    """A group of settings: frozen; unknown keys and infinite numbers refused, ints and bools not converted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Augmentation(Section):
@@ -33,7 +35,7 @@ class Augmentation(Section):
     """Probability of a vertical flip."""
     color_jitter: NonNegativeFloat | None = None
     """Strength of brightness, contrast and saturation jitter; None is off. Not together with auto_augment."""
-    auto_augment: str | None = None
+    auto_augment: Annotated[str, Field(pattern=r"^(rand|augmix|original|originalr|v0|v0r|3a)(-|$)")] | None = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`; None is off."""
 
 
@@ -69,7 +71,7 @@ class Data(Section):
     """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
-    crop_pct: Fraction = 0.875
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Share of the resized short side that the evaluation crop takes."""
     mean: tuple[float, ...] | None = None
     """Channel means in 0..1, subtracted on the device; None is ImageNet's (their average for one channel)."""
@@ -81,9 +83,9 @@ class Data(Section):
 class Model(Section):
     """The network, built by timm."""
 
-    name: str = "efficientnet_b0"
+    name: Annotated[str, Field(pattern="^(tf_|test_|gc_)?efficientnet")] = "efficientnet_b0"
     """Any EfficientNet of timm: B0 to B8, L2, lite, V2, RW, tf_ variants."""
-    compound_phi: float | None = None
+    compound_phi: Annotated[float, Field(ge=-20, le=20)] | None = None
     """Compound scaling of B0: depth 1.2^phi, width 1.1^phi, resolution 1.15^phi (Tan and Le, ICML 2019, section 4)."""
     width_multiplier: PositiveFloat | None = None
     """Explicit scaling of B0's channels."""
@@ -138,7 +140,7 @@ class Optimizer(Section):
     momentum: Fraction = 0.9
     """Momentum, where the optimizer has one."""
     kwargs: dict[str, bool | int | float | str | tuple[float, ...]] = {}
-    """Further arguments of that optimizer, such as `eps`, `alpha`, `betas`."""
+    """Further arguments of that optimizer, such as `eps`, `alpha`, `betas`; `{}` drops those of an earlier file."""
 
 
 class Scheduler(Section):

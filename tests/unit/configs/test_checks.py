@@ -1,0 +1,186 @@
+"""Settings that are valid alone and not together: one case for each check."""
+
+import pytest
+
+from configs.checks import cross_problems
+from tests.unit.configs.loading import config_of, problems_of
+
+DEEPSPEED = "trainer.strategy=deepspeed"
+ZERO = (DEEPSPEED, "deepspeed.zero_stage=2", "ema.enabled=false")
+CASES = [
+    (("data.micro_batch_size=60",), "data.global_batch_size", "a multiple of data.micro_batch_size = 60"),
+    (
+        ("trainer.devices=3", "trainer.num_nodes=2"),
+        "data.global_batch_size",
+        "a multiple of micro_batch_size x devices x num_nodes = 64 x 3 x 2 = 384",
+    ),
+    (("data.num_lanes=7",), "data.num_lanes", "a divisor of data.global_batch_size = 256"),
+    (
+        ("data.micro_batch_size=1", "loss.mixup_alpha=0.2"),
+        "data.micro_batch_size",
+        "an even number: Mixup and CutMix mix pairs",
+    ),
+    (
+        ("data.micro_batch_size=1", "loss.cutmix_alpha=1"),
+        "data.micro_batch_size",
+        "an even number: Mixup and CutMix mix pairs",
+    ),
+    (("data.mean=[0.5]",), "data.mean", "model.in_chans = 3 values"),
+    (("data.std=[0.5, 0.5, 0.5]", "model.in_chans=1"), "data.std", "model.in_chans = 1 values"),
+    (("data.augmentation.scale=[1, 0.5]",), "data.augmentation.scale", "a lower and an upper bound, in that order"),
+    (("data.augmentation.ratio=[2, 1]",), "data.augmentation.ratio", "a lower and an upper bound, in that order"),
+    (
+        ("model.in_chans=1", "data.augmentation.auto_augment=rand-m9"),
+        "data.augmentation.auto_augment",
+        "null: timm's policies work on RGB images",
+    ),
+    (
+        ("data.augmentation.color_jitter=0.4", "data.augmentation.auto_augment=rand-m9"),
+        "data.augmentation.color_jitter",
+        "null: timm leaves it out beside auto_augment = rand-m9",
+    ),
+    (
+        ("model.compound_phi=1", "model.width_multiplier=2"),
+        "model.compound_phi",
+        "null beside width_multiplier or depth_multiplier",
+    ),
+    (
+        ("model.compound_phi=1", "model.depth_multiplier=2"),
+        "model.compound_phi",
+        "null beside width_multiplier or depth_multiplier",
+    ),
+    (
+        ("model.compound_phi=1", "model.name=efficientnet_b1"),
+        "model.name",
+        "efficientnet_b0: scaling starts from it",
+    ),
+    (
+        ("model.width_multiplier=2", "model.pretrained=true"),
+        "model.pretrained",
+        "false: no weights are published for a scaled network",
+    ),
+    (
+        ("model.pretrained=true", "model.checkpoint_path=w.safetensors"),
+        "model.checkpoint_path",
+        "null beside model.pretrained = true",
+    ),
+    (
+        ("model.freeze_backbone_epochs=350",),
+        "model.freeze_backbone_epochs",
+        "less than trainer.max_epochs = 350",
+    ),
+    *(
+        (
+            (f"optimizer.kwargs.{name}=1",),
+            "optimizer.kwargs",
+            f"arguments that are no settings of their own: {name} is optimizer.{name}",
+        )
+        for name in ("lr", "momentum", "weight_decay")
+    ),
+    (("scheduler.warmup_epochs=350",), "scheduler.warmup_epochs", "less than trainer.max_epochs = 350"),
+    (
+        ("scheduler.sched=step", "scheduler.decay_rate=0.9"),
+        "scheduler.sched",
+        "step together with decay_epochs and decay_rate",
+    ),
+    (
+        ("scheduler.sched=step", "scheduler.decay_epochs=2.4"),
+        "scheduler.sched",
+        "step together with decay_epochs and decay_rate",
+    ),
+    (
+        ("scheduler.decay_epochs=2",),
+        "scheduler.decay_epochs",
+        "null: it has an effect with sched = step only",
+    ),
+    (
+        ("scheduler.decay_rate=0.9",),
+        "scheduler.decay_rate",
+        "null: it has an effect with sched = step and sched = poly only",
+    ),
+    (("trainer.strategy=single", "trainer.devices=2"), "trainer.strategy", "ddp or deepspeed for more than one device"),
+    (
+        ("trainer.strategy=single", "trainer.num_nodes=2"),
+        "trainer.strategy",
+        "ddp or deepspeed for more than one device",
+    ),
+    (
+        ("trainer.accelerator=cpu", "trainer.precision=16-mixed"),
+        "trainer.precision",
+        "32-true or bf16-mixed on the CPU",
+    ),
+    *(
+        (
+            (f"trainer.strategy={strategy}", "deepspeed.zero_stage=1"),
+            "deepspeed.zero_stage",
+            f"null with trainer.strategy = {strategy}",
+        )
+        for strategy in ("auto", "single", "ddp")
+    ),
+    ((DEEPSPEED, "ema.enabled=false"), "deepspeed.zero_stage", "1, 2 or 3 with trainer.strategy = deepspeed"),
+    (
+        (DEEPSPEED, "deepspeed.zero_stage=3", "trainer.precision=32-true"),
+        "ema.enabled",
+        "false under ZeRO 3, where no rank holds whole weights",
+    ),
+    (
+        (DEEPSPEED, "deepspeed.zero_stage=2"),
+        "ema.enabled",
+        "false under DeepSpeed in 16 bits, which casts the weights averaged",
+    ),
+    (
+        (*ZERO, "trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=value"),
+        "trainer.gradient_clip_algorithm",
+        "norm under DeepSpeed",
+    ),
+    (
+        (*ZERO, "model.freeze_backbone_epochs=1"),
+        "model.freeze_backbone_epochs",
+        "0 under DeepSpeed, which fixes what trains at the start",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key", "accepted"), CASES)
+def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], key: str, accepted: str) -> None:
+    problems = problems_of(*overrides)
+
+    assert list(problems) == [key]
+    assert problems[key].accepted == accepted
+    assert problems[key].origin == ("command line" if any(key in override for override in overrides) else None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("trainer.devices=2", "trainer.num_nodes=2"),
+        ("trainer.devices=auto", "trainer.num_nodes=3"),
+        ("data.micro_batch_size=1",),
+        ("data.mean=[0.5]", "data.std=[0.5]", "model.in_chans=1"),
+        ("data.augmentation.scale=[1, 1]",),
+        ("data.augmentation.color_jitter=0.4",),
+        ("data.augmentation.color_jitter=0.3", "data.augmentation.auto_augment=3a"),
+        ("data.augmentation.auto_augment=rand-m9-mstd0.5-inc1",),
+        ("model.compound_phi=-1.5",),
+        ("model.width_multiplier=0.5", "model.depth_multiplier=1.2"),
+        ("model.pretrained=true", "model.name=tf_efficientnetv2_s", "model.freeze_backbone_epochs=349"),
+        ("scheduler.sched=step", "scheduler.decay_epochs=2.4", "scheduler.decay_rate=0.97"),
+        ("scheduler.sched=poly", "scheduler.decay_rate=0.9"),
+        ("scheduler.warmup_epochs=0",),
+        ("trainer.strategy=single", "trainer.devices=1"),
+        ("trainer.accelerator=cpu", "trainer.precision=bf16-mixed"),
+        (DEEPSPEED, "deepspeed.zero_stage=1", "trainer.precision=32-true"),
+        (*ZERO, "trainer.gradient_clip_val=1"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=value"),
+    ],
+)
+def test_a_combination_that_works_is_accepted(overrides: tuple[str, ...]) -> None:
+    assert cross_problems(config_of(*overrides)) == []
+
+
+def test_width_and_depth_follow_the_paper() -> None:
+    assert config_of().width_and_depth is None
+    assert config_of("model.compound_phi=2").width_and_depth == pytest.approx((1.21, 1.44))
+    assert config_of("model.width_multiplier=0.5").width_and_depth == (0.5, 1.0)
+    assert config_of("model.depth_multiplier=1.2").width_and_depth == (1.0, 1.2)

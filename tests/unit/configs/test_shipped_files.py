@@ -1,0 +1,179 @@
+"""Every YAML file that is shipped, found by glob: it validates, holds only what differs, and timm can build it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from configs.load import PACKAGE_DIR, load_config
+from configs.schema import Config
+from trainer.optimization import build_optimizer, build_scheduler
+
+EXPERIMENTS = sorted((PACKAGE_DIR / "experiment").glob("*.yaml"))
+HARDWARE = sorted((PACKAGE_DIR / "hardware").glob("*.yaml"))
+IMAGENET = [path for path in EXPERIMENTS if "imagenet" in path.name]
+PAPER = {
+    # Tan and Le, ICML 2019: image size and dropout of B0 to B7
+    "b0": (224, 0.2),
+    "b1": (240, 0.2),
+    "b2": (260, 0.3),
+    "b3": (300, 0.3),
+    "b4": (380, 0.4),
+    "b5": (456, 0.4),
+    "b6": (528, 0.5),
+    "b7": (600, 0.5),
+}
+
+
+def by_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def load(*files: Path) -> Config:
+    return load_config([str(file) for file in files]).config
+
+
+def own_values(path: Path) -> dict[str, Any]:
+    """Dotted keys and values of a file alone."""
+
+    def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            found |= walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return found
+
+    return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+
+
+def test_the_globs_find_the_files() -> None:
+    assert {path.stem for path in IMAGENET} >= {f"b{number}_imagenet" for number in range(8)}
+    assert {path.stem for path in EXPERIMENTS} >= {"digits", "finetune"}
+    assert {path.stem for path in HARDWARE} >= {"cpu", "1x8_h100"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_an_experiment_is_complete_and_valid(path: Path) -> None:
+    config = load(path)
+
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize("hardware", HARDWARE, ids=by_name)
+@pytest.mark.parametrize("experiment", IMAGENET, ids=by_name)
+def test_a_hardware_file_is_valid_with_every_imagenet_recipe(experiment: Path, hardware: Path) -> None:
+    load(experiment, hardware)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=by_name)
+def test_every_experiment_is_valid_on_a_cpu(experiment: Path) -> None:
+    config = load(experiment, PACKAGE_DIR / "hardware/cpu.yaml")
+
+    assert config.trainer.accelerator == "cpu"
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=by_name)
+def test_a_hardware_file_says_all_about_the_devices_and_nothing_of_the_experiment(path: Path) -> None:
+    keys = set(own_values(path))
+
+    assert keys >= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.precision"}
+    assert {key.partition(".")[0] for key in keys} <= {"trainer", "data", "deepspeed", "fault"}
+    assert {key for key in keys if key.startswith("data.")} <= {"data.num_workers", "data.prefetch_batches"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_an_experiment_holds_only_what_differs(path: Path) -> None:
+    """From the defaults, or from its base."""
+    values = own_values(path)
+    base = values.pop("base", None)
+    under = {"data.train_shards": "", "data.val_shards": ""} if base is None else {}
+    files = [str(path.parent / base)] if base else []
+    before = load_config(files, [f"{key}='{value}'" for key, value in under.items()] + ["name=run"]).config
+
+    same = [key for key, value in values.items() if _value(before, key) == value]
+
+    assert same == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_an_experiment_begins_with_source_expectation_hardware_and_command(path: Path) -> None:
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    labels = {line[2:].partition(":")[0] for line in header}
+
+    assert labels >= {"Hardware", "Command"}
+    assert labels & {"Source", "Data"}
+    assert labels & {"Published", "Expected"}
+    (command,) = (line for line in header if line.startswith("# Command:"))
+    assert f"effnet fit --config configs/{by_name(path)}" in command
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *HARDWARE], ids=by_name)
+def test_the_commands_in_a_file_name_files_that_exist(path: Path) -> None:
+    words = path.read_text(encoding="utf-8").split()
+    named = [word for word in words if word.startswith("configs/")]
+
+    assert named
+    for name in named:
+        assert (PACKAGE_DIR.parent / name).is_file()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_timm_builds_the_optimizer_and_the_schedule(path: Path) -> None:
+    config = load(path)
+
+    optimizer = build_optimizer(nn.Linear(2, 2), config.optimizer)
+    build_scheduler(optimizer, config.scheduler, max_epochs=config.trainer.max_epochs, updates_per_epoch=10)
+
+    for name, value in config.optimizer.kwargs.items():
+        assert optimizer.defaults[name] == value
+
+
+@pytest.mark.parametrize("path", IMAGENET, ids=by_name)
+def test_the_imagenet_recipes_are_those_of_the_paper(path: Path) -> None:
+    config = load(path)
+    size = path.stem.partition("_")[0]
+
+    assert config.model.name == f"efficientnet_{size}"
+    assert (config.data.image_size, config.model.drop_rate) == PAPER[size]
+    assert config.data.crop_pct == pytest.approx(PAPER[size][0] / (PAPER[size][0] + 32), abs=6e-4)
+    assert config.optimizer.lr == 0.016 * config.data.global_batch_size / 256
+    optimizer = build_optimizer(nn.Linear(2, 2), config.optimizer)
+    assert type(optimizer).__name__ == "RMSpropTF"
+    assert {name: optimizer.defaults[name] for name in ("alpha", "momentum", "eps")} == {
+        "alpha": 0.9,
+        "momentum": 0.9,
+        "eps": 0.001,
+    }
+    assert (config.optimizer.weight_decay, config.loss.label_smoothing, config.ema.decay) == (1e-5, 0.1, 0.9999)
+    assert (config.model.bn_momentum, config.model.bn_eps, config.model.drop_path_rate) == (0.01, 1e-3, 0.2)
+    assert config.trainer.max_epochs == 350
+
+
+def test_the_schedule_of_the_imagenet_recipes_warms_up_and_then_decays_in_steps() -> None:
+    config = load(PACKAGE_DIR / "experiment/b0_imagenet.yaml")
+    optimizer = build_optimizer(nn.Linear(2, 2), config.optimizer)
+    scheduler = build_scheduler(optimizer, config.scheduler, max_epochs=350, updates_per_epoch=10)
+    rates = {}
+    for step in (0, 25, 50, 71, 72, 3499):
+        scheduler.step_update(step)
+        rates[step] = optimizer.param_groups[0]["lr"]
+
+    assert rates == pytest.approx(
+        {
+            0: 1e-6,
+            25: 0.064,
+            50: 0.128 * 0.97**2,
+            71: 0.128 * 0.97**2,
+            72: 0.128 * 0.97**3,
+            3499: 0.128 * 0.97**145,
+        },
+        rel=1e-4,
+    )
+
+
+def _value(config: Config, key: str) -> object:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part)
+    return list(value) if isinstance(value, tuple) else value
