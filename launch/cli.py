@@ -65,7 +65,7 @@ def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None
 
     resolved = load_config(config or [], overrides or [])
     for key, value in leaves(resolved.config).items():
-        typer.echo(f"{key}: {json.dumps(value)}  # {resolved.origins.get(key, 'default')}")
+        typer.echo(f"{key}: {json.dumps(value, ensure_ascii=False)}  # {resolved.origins.get(key, 'default')}")
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -85,11 +85,12 @@ def main() -> None:
     except Exception as error:
         from configs.problems import ConfigError, DataError
         from configs.run import EXIT_DO_NOT_RETRY
+        from launch.lock import RunInProgressError
 
-        if not isinstance(error, (ConfigError, DataError)):
+        if not isinstance(error, (ConfigError, DataError, RunInProgressError)):
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(EXIT_DO_NOT_RETRY)
+        sys.exit(1 if isinstance(error, RunInProgressError) else EXIT_DO_NOT_RETRY)
 
 
 if __name__ == "__main__":

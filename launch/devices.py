@@ -1,24 +1,30 @@
 """What this machine has to train on, found out without torch."""
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
 
 from configs.batches import largest_world_size
 from configs.schema import Config
 
+NAMES_A_DEVICE = re.compile(r"\d+|(GPU|MIG)-.+")
+"""An entry of CUDA_VISIBLE_DEVICES: a number or a UUID. -1, and Slurm's NoDevFiles, mean none."""
+
 
 def count_gpus() -> int:
     """CUDA devices that a process started here would see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        # As CUDA does: what follows the first entry that names no device is not seen.
+        return len(list(itertools.takewhile(NAMES_A_DEVICE.fullmatch, visible.replace(" ", "").split(","))))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
     try:
         listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 

@@ -1,19 +1,22 @@
 """``effnet fit``, ``validate`` and ``export``: a run on this machine."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from configs.load import load_config
-from configs.problems import ConfigError, DataError, Problem
+from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
 from configs.schema import Config
 from launch.devices import count_gpus, resolve_devices
+from launch.lock import locked
 from launch.supervisor import outcome, run_command, trainer_command
 
 console = Console(stderr=True)
@@ -27,31 +30,43 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
     """
     if run is not None:
         found = RunDirectory.find(run).path
+        found = found if found.name.strip(".") else found.resolve()
         files = [str(found / "config.yaml"), *files]
-        overrides = [*overrides, f"runs_dir={found.parent}", f"run_id={found.name}"]
+        # JSON's quotes are YAML's: a path or an id may look like a number or hold a colon.
+        place = {"runs_dir": str(found.parent), "run_id": found.name}
+        overrides = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())]
     config = load_config(files, overrides).config
     devices = resolve_devices(config)
     _check_machine(config, devices)
     directory = RunDirectory.of(config)
+    directory.check(config)
     past = directory.outcomes()
     if past and past[-1]["exit_code"] == EXIT_DONE:
-        console.print(f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}")
+        text = f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}"
+        console.print(text, highlight=False, markup=False)
         return EXIT_DONE
-    if config.data.prepare is not None:
-        _prepare(config)
-    directory.freeze(config)
-    directory.wandb_id()
-    attempt = directory.begin_attempt()
-    log_dir = directory.log_dir(attempt)
-    arguments = ("fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}")
-    started = time.time()
-    status = run_command(
-        trainer_command(*arguments, devices=devices), devices=devices, log_dir=log_dir, environment=os.environ
-    )
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
-    directory.record_outcome(result)
+    directory.create()
+    with locked(directory) as lock:
+        directory.freeze(config)
+        if config.data.prepare is not None:
+            _prepare(config)
+        directory.wandb_id()
+        result = _attempt(directory, devices=devices, lock=lock)
     _say(result, directory)
     return int(result["exit_code"])
+
+
+def _attempt(directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
+    """Run the trainer once; returns and records its outcome."""
+    attempt, started = directory.begin_attempt(), time.time()
+    log_dir = directory.log_dir(attempt)
+    command = trainer_command(
+        "fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}", devices=devices
+    )
+    status = run_command(command, devices=devices, log_dir=log_dir, environment=os.environ, inherited=(lock,))
+    result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
+    directory.record_outcome(result)
+    return result
 
 
 def on_run(command: str, run: str, options: Sequence[str]) -> int:
@@ -87,13 +102,14 @@ def _check_machine(config: Config, devices: int) -> None:
     if trainer.accelerator != "cpu":
         gpus = count_gpus()
         if gpus == 0 and trainer.precision == "16-mixed":
-            problems.append(
-                Problem(key="trainer.precision", received="16-mixed", accepted="32-true or bf16-mixed: no GPU is here")
-            )
-        if (trainer.accelerator == "cuda" or gpus) and devices > gpus:
-            problems.append(
-                Problem(key="trainer.devices", received=str(trainer.devices), accepted=f"at most {gpus}, the GPUs here")
-            )
+            accepted = "32-true or bf16-mixed: no GPU is here"
+            problems.append(Problem(key="trainer.precision", received=shown(trainer.precision), accepted=accepted))
+        if gpus == 0 and trainer.accelerator == "cuda":
+            accepted = "cpu or auto: no GPU is here"
+            problems.append(Problem(key="trainer.accelerator", received=shown("cuda"), accepted=accepted))
+        elif gpus and devices > gpus:
+            accepted = f"at most {gpus}, the GPUs here"
+            problems.append(Problem(key="trainer.devices", received=shown(trainer.devices), accepted=accepted))
     if config.data.global_batch_size % (micro * devices):
         size = str(config.data.global_batch_size)
         accepted = f"a multiple of micro_batch_size x devices = {micro} x {devices}"

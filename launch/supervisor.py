@@ -4,6 +4,7 @@ The command runs in a session of its own, so that Ctrl-C reaches the supervisor 
 torchrun's agent, which would kill them, hears nothing of it.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -18,7 +20,11 @@ import psutil
 
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, exit_class, rank_errors
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+ENDED = 0
+"""Stands among the signals received for the end of the child."""
+POLL_S = 0.2
+"""Seconds between two looks whether the ranks listen."""
 
 
 def trainer_command(*arguments: str, devices: int) -> list[str]:
@@ -29,26 +35,55 @@ def trainer_command(*arguments: str, devices: int) -> list[str]:
     return [sys.executable, *torchrun, "-m", "trainer", *arguments]
 
 
-def run_command(command: Sequence[str], *, devices: int, log_dir: Path, environment: Mapping[str, str]) -> int:
+def run_command(
+    command: Sequence[str],
+    *,
+    devices: int,
+    log_dir: Path,
+    environment: Mapping[str, str],
+    inherited: Sequence[int] = (),
+) -> int:
     """Run to the end; returns the process's status, negative for a signal.
 
-    Standard error of the launcher itself goes to ``launcher.log``; each rank writes its own log.
+    The first signal goes to the ranks, as soon as their logs say that they listen; a second one ends all at once. A
+    terminal that closes counts as SIGTERM. Standard error of the launcher itself goes to ``launcher.log``; each rank
+    writes its own log. There is no standard input: nothing may wait for an answer.
+
+    Args:
+        command: The trainer's, or torchrun's.
+        devices: Ranks that it starts.
+        log_dir: Folder of the ranks' logs.
+        environment: All of the child's.
+        inherited: File descriptors that stay open in the child.
     """
-    with (log_dir / "launcher.log").open("ab") as log:
-        child = subprocess.Popen(command, stderr=log, env=dict(environment), start_new_session=True)
-        seen: list[int] = []
+    received: SimpleQueue[int] = SimpleQueue()
 
-        def forward(number: int, _: FrameType | None) -> None:
-            # A second signal ends all at once; in a thread, because a handler must not block.
-            seen.append(number)
-            threading.Thread(target=_send, args=(child, devices, number if len(seen) == 1 else signal.SIGKILL)).start()
+    def remember(number: int, _: FrameType | None) -> None:
+        received.put(signal.SIGTERM if number == signal.SIGHUP else number)
 
-        previous = {number: signal.signal(number, forward) for number in SIGNALS}
-        try:
-            return child.wait()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    # Under nohup a hang-up stays without effect.
+    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, remember) for number in heard}
+    try:
+        with (log_dir / "launcher.log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env=dict(environment),
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        # In a thread, because a handler must not block.
+        messenger = threading.Thread(target=_pass_on, args=(received, child, devices, log_dir))
+        messenger.start()
+        status = child.wait()
+        received.put(ENDED)
+        messenger.join()
+        return status
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def outcome(status: int, *, attempt: int, log_dir: Path, started: float) -> dict[str, Any]:
@@ -68,7 +103,7 @@ def outcome(status: int, *, attempt: int, log_dir: Path, started: float) -> dict
         "exit_class": exit_class(code),
         "rank": first["rank"] if first and code != EXIT_DONE else None,
         "host": first["host"] if first and code != EXIT_DONE else None,
-        "reason": reason if code == EXIT_DO_NOT_RETRY else reason.splitlines()[0],
+        "reason": reason if code == EXIT_DO_NOT_RETRY else reason.partition("\n")[0],
         "started": started,
         "ended": time.time(),
     }
@@ -76,18 +111,37 @@ def outcome(status: int, *, attempt: int, log_dir: Path, started: float) -> dict
 
 def _ended(status: int) -> str:
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(-status, f'signal {-status}')}"
     return f"ended with status {status} and no word of why"
 
 
-def _send(child: subprocess.Popen[bytes], devices: int, number: int) -> None:
-    """Signal the ranks: the child itself, or torchrun's children."""
+def _pass_on(received: "SimpleQueue[int]", child: subprocess.Popen[bytes], devices: int, log_dir: Path) -> None:
+    """Send the first signal to the ranks once they listen; at the second, kill."""
+    first = received.get()
+    while first != ENDED:
+        if len(list(log_dir.glob("rank_*.log"))) >= devices:
+            _send(_ranks(child, devices), first)
+            break
+        with contextlib.suppress(Empty):
+            received.put(received.get(timeout=POLL_S))
+            break
+    if first != ENDED and received.get() != ENDED:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(child.pid)
+            _send([*agent.children(recursive=True), agent], signal.SIGKILL)
+
+
+def _ranks(child: subprocess.Popen[bytes], devices: int) -> list[psutil.Process]:
+    """The processes that train: the child itself, or torchrun's children."""
     try:
         process = psutil.Process(child.pid)
-        targets = [process] if devices == 1 else process.children()
-        if number == signal.SIGKILL:
-            targets = [*process.children(recursive=True), process]
-        for target in targets:
-            target.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass  # it has just ended
+        return [process] if devices == 1 else process.children()
+    except psutil.NoSuchProcess:  # it has just ended
+        return []
+
+
+def _send(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
