@@ -56,10 +56,10 @@ def build_datamodule(config: Config, accelerator: str) -> ImageNetDataModule:
     )
 
 
-def build_module(config: Config) -> EfficientNetModule:
-    """The module with its initial weights, which depend on the seed alone."""
+def build_module(config: Config, *, restored: bool = False) -> EfficientNetModule:
+    """The module with its initial weights, which depend on the seed alone, or soon ``restored`` from a checkpoint."""
     seed_everything(config.seed, WEIGHTS)
-    network = build_network(config)
+    network = build_network(config, restored=restored)
     # DeepSpeed flattens weights into its partitions, and broadcasts none that are not contiguous; images are
     # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":

@@ -4,13 +4,15 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import distributed
 
 from configs.problems import DataError
 from configs.run import config_hash
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
-from trainer.checkpoints import CHECKPOINT, CheckpointDirectory
+from trainer.checkpoints import CHECKPOINT, WEIGHTS, CheckpointDirectory
+from trainer.consolidation import save_weights
 from trainer.logs import logger
 from trainer.module import EfficientNetModule
 from trainer.signals import StopFlag
@@ -77,6 +79,7 @@ class Checkpointing(Callback):
         self._agreement: Agreement | None = None
         self._saved_step: int | None = None
         self._validated = True
+        self._validated_step: int | None = None
         self._validate_first = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,10 +89,7 @@ class Checkpointing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate first where the run was stopped between an epoch and its validation."""
         if self._validate_first:
-            # As Lightning does at the end of an epoch. It belongs to the epoch before the one that begins now.
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+            _validate(trainer)  # it belongs to the epoch before the one that begins now
             self._validate_first = False
 
     def on_train_batch_end(
@@ -118,9 +118,12 @@ class Checkpointing(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that this epoch's validation is done."""
         self._validated = True
+        self._validated_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the epoch's validation."""
+        """Save after the epoch's validation. A run's last step is validated wherever in an epoch it lies."""
+        if self._finishes(trainer) and self._validated_step != trainer.global_step:
+            _validate(trainer)
         due = (trainer.current_epoch + 1) % self._config.checkpoint.every_n_epochs == 0
         every = self._config.checkpoint.every_n_steps
         if due or self._finishes(trainer) or (every is not None and trainer.global_step % every == 0):
@@ -183,8 +186,12 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             self._directory.begin(step)
         trainer.strategy.barrier("checkpoint begins")
-        target = self._directory.path / f"step-{step:09d}.tmp" / CHECKPOINT
-        trainer.save_checkpoint(target)
+        target = self._directory.temporary(step)
+        trainer.save_checkpoint(target / CHECKPOINT)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            module = trainer.lightning_module
+            assert isinstance(module, EfficientNetModule)
+            save_weights(trainer, module.network, module.average, target / WEIGHTS)
         if trainer.is_global_zero:
             manifest = {
                 "format_version": FORMAT_VERSION,
@@ -194,8 +201,15 @@ class Checkpointing(Callback):
             }
             path = self._directory.commit(step, manifest=manifest)
             self._directory.prune(self._config.checkpoint.keep_last)
-            logger.info("saved %s", path)
+            logger.debug("saved %s", path)
         self._saved_step = step
+
+
+def _validate(trainer: Trainer) -> None:
+    """As Lightning does at the end of an epoch."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 def _datamodule(trainer: Trainer) -> ImageNetDataModule:

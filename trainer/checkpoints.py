@@ -6,6 +6,8 @@ Order of a save: ``step-N.tmp/`` beside its final name, contents, fsync, manifes
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +19,12 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from configs.problems import DataError
 from configs.run import write_atomically
+from trainer.consolidation import load_saved_weights
 from trainer.logs import logger
 
 CHECKPOINT, MANIFEST, LATEST = "checkpoint.ckpt", "manifest.json", "LATEST"
+WEIGHTS = "weights.safetensors"
+"""Beside a checkpoint in shards (ZeRO), its weights as a whole."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -37,9 +42,12 @@ class CheckpointFile(TorchCheckpointIO):
             os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Read tensors and plain values."""
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint
+        """Read tensors and plain values.
+
+        Raises:
+            DataError: If the file holds anything else, such as code.
+        """
+        return _load(Path(path))
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,20 @@ class CheckpointDirectory:
 
     path: Path
 
+    def temporary(self, step: int) -> Path:
+        """Where a save is written before it gets its name: ``checkpoint.ckpt`` in it, a file or a directory."""
+        return self.path / f"{_name(step)}.tmp"
+
     def begin(self, step: int) -> Path:
-        """An empty temporary directory for a save; contents go to ``checkpoint.ckpt`` in it."""
-        temporary = self.path / f"{_name(step)}.tmp"
+        """Make the temporary directory, empty."""
+        temporary = self.temporary(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
 
     def commit(self, step: int, *, manifest: dict[str, Any]) -> Path:
         """Give a written save its name and make it the latest."""
-        temporary, final = self.path / f"{_name(step)}.tmp", self.path / _name(step)
+        temporary, final = self.temporary(step), self.path / _name(step)
         files = {}
         for file in _files(temporary):
             _fsync(file)
@@ -66,6 +78,7 @@ class CheckpointDirectory:
         _fsync(temporary)
         replaced = self.path / f"{final.name}.replaced.tmp"
         if final.exists():  # it did not verify, or this save would not have been
+            shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         temporary.rename(final)
         _fsync(self.path)
@@ -75,36 +88,66 @@ class CheckpointDirectory:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; what is passed over is logged with the reason."""
-        for path in sorted(self.path.glob("step-*"), reverse=True):
-            if path.suffix == ".tmp":
-                continue
+        for path in self._finished():
             fault = verify(path)
             if fault is None:
                 return path
             logger.warning("checkpoint %s is passed over: %s", path, fault)
         return None
 
+    def chosen(self, checkpoint: Path | None) -> Path:
+        """The checkpoint that a user named, or the newest.
+
+        Raises:
+            DataError: If none was named and none verifies.
+        """
+        path = checkpoint or self.newest()
+        if path is None:
+            raise DataError(f"{self.path.parent} has no checkpoint that verifies")
+        return path
+
     def prune(self, keep_last: int) -> None:
-        """Remove all but the newest ``keep_last``."""
-        finished = sorted(p for p in self.path.glob("step-*") if p.suffix != ".tmp")
-        for path in finished[: max(len(finished) - keep_last, 0)]:
+        """Remove all but the newest ``keep_last``, and what saves that were cut off have left.
+
+        Counting begins at the newest one that verifies: after a resume from before damaged ones, those have higher
+        steps than what is saved next, and must not push it out.
+        """
+        finished = self._finished()
+        if len(finished) > keep_last:
+            good = next((number for number, path in enumerate(finished) if verify(path) is None), len(finished))
+            for path in finished[good + keep_last :]:
+                shutil.rmtree(path)
+        for path in self.path.glob("step-*.tmp"):
             shutil.rmtree(path)
+
+    def _finished(self) -> list[Path]:
+        """Checkpoints that have their name, the newest first."""
+        return sorted(filter(_finished_name, self.path.glob("step-*")), reverse=True)
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"].items()
+        files = {name: (expected["bytes"], expected["sha256"]) for name, expected in manifest["files"].items()}
+        step = int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no readable manifest ({error})"
-    for name, expected in files:
+    if not files:
+        return "its manifest names no files"
+    if _finished_name(path) and path.name != _name(step):
+        return f"its manifest is of step {step}"
+    for name, (size, checksum) in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+        if found != checksum:
             return f"{name} has another checksum than its manifest"
     return None
 
@@ -126,12 +169,12 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The network's weights in a checkpoint: ``raw``, and ``ema`` where an average was kept.
 
     Raises:
-        DataError: If the checkpoint does not verify, or is DeepSpeed's.
+        DataError: If the checkpoint does not verify, or holds anything but tensors and plain values.
     """
     read_manifest(path)
-    if (path / CHECKPOINT).is_dir():
-        raise DataError(f"checkpoint {path} is DeepSpeed's, in shards: only single-file ones are read so far")
-    checkpoint = torch.load(path / CHECKPOINT, map_location="cpu", weights_only=True)
+    if (path / WEIGHTS).exists():
+        return load_saved_weights(path / WEIGHTS)
+    checkpoint = _load(path / CHECKPOINT)
     prefix = "network."
     weights = {
         "raw": {key.removeprefix(prefix): v for key, v in checkpoint["state_dict"].items() if key.startswith(prefix)}
@@ -142,8 +185,20 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     return weights
 
 
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise DataError(f"checkpoint {file} holds more than tensors and plain values; code in it is not run") from None
+    return checkpoint
+
+
 def _name(step: int) -> str:
     return f"step-{step:09d}"
+
+
+def _finished_name(path: Path) -> bool:
+    return re.fullmatch(r"step-\d+", path.name) is not None
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+THROUGHPUT = "images per second"
 PANELS = (
     ("loss", ("train/loss", "val/loss", "val/ema_loss")),
     ("top-1", ("train/top1", "val/top1", "val/ema_top1")),
     ("learning rate", ("lr",)),
-    ("images per second", ("throughput/images_per_second",)),
+    (THROUGHPUT, ("throughput/images_per_second",)),
 )
 COLORS = ("#4269d0", "#efb118", "#3ca951")
 LABELS = {"train": "training", "val": "validation", "val/ema": "validation, averaged weights"}
@@ -32,6 +33,8 @@ def draw_curves(metrics_file: Path, target: Path) -> None:
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25)
+        if title == THROUGHPUT:
+            axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1 and axes.lines:
             axes.legend(frameon=False, fontsize=9)

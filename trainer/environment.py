@@ -18,21 +18,21 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def git_state() -> tuple[str | None, str]:
-    """Commit of the code that runs, and what is changed beside it; (None, "") outside a checkout."""
-    root = Path(__file__).parent.parent
+def git_state(root: Path = Path(__file__).parent.parent) -> tuple[str | None, str]:
+    """Commit of the code that runs, and what is changed beside it; (None, "") outside a checkout.
+
+    Bytes that are no UTF-8 stand in the text as surrogates.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout if done.returncode == 0 else None
+        return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top.strip()) != root:
+    if top is None or Path(top.removesuffix("\n")) != root.resolve():
         return None, ""
     commit = git("rev-parse", "HEAD")
     return commit.strip() if commit else None, git("diff", "HEAD") or ""
@@ -42,7 +42,7 @@ def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> s
     """Add this attempt to ``environment.json`` and keep uncommitted changes beside it; returns the git commit."""
     commit, diff = git_state()
     if diff:
-        (run.path / "uncommitted.diff").write_text(diff, encoding="utf-8")
+        (run.path / "uncommitted.diff").write_bytes(diff.encode(errors="surrogateescape"))
     entry: dict[str, Any] = {
         "attempt": attempt,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

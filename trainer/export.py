@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import save_file
 
-from configs.problems import DataError
 from configs.run import RunDirectory, write_atomically
+from configs.schema import Config
 from datamodules.transforms import channel_statistics
 from trainer.checkpoints import CheckpointDirectory, load_weights, read_manifest
 from trainer.network import image_size
@@ -20,9 +20,7 @@ def export(run: RunDirectory, *, checkpoint: Path | None, out_dir: Path | None, 
         DataError: If the run has no checkpoint that verifies.
     """
     config = run.load_config()
-    path = checkpoint or CheckpointDirectory(run.checkpoints).newest()
-    if path is None:
-        raise DataError(f"{run.path} has no checkpoint that verifies")
+    path = CheckpointDirectory(run.checkpoints).chosen(checkpoint)
     weights = load_weights(path)
     kind = "raw" if raw or "ema" not in weights else "ema"
     target = out_dir or run.path / "export"
@@ -30,7 +28,7 @@ def export(run: RunDirectory, *, checkpoint: Path | None, out_dir: Path | None, 
     file = target / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in weights[kind].items()}, file)
     mean, std = channel_statistics(config.data, config.model.in_chans)
-    size = image_size(config)
+    size, step = image_size(config), read_manifest(path)["step"]
     description = {
         "architecture": config.model.name,
         "num_classes": config.data.num_classes,
@@ -41,23 +39,35 @@ def export(run: RunDirectory, *, checkpoint: Path | None, out_dir: Path | None, 
             "mean": mean,
             "std": std,
         },
-        "effnet": {"weights": kind, "step": read_manifest(path)["step"], "run_id": run.run_id},
+        "effnet": {"weights": kind, "step": step, "run_id": run.run_id},
     }
     write_atomically(target / "config.json", json.dumps(description, indent=2) + "\n")
-    console.print(f"{kind} weights of step {description['effnet']['step']}: {file}", highlight=False)  # type: ignore[index]
-    console.print(
-        _how_to_load(config.model.name, config.data.num_classes, file, config.width_and_depth), highlight=False
-    )
-    if config.model.head_hidden_features is not None:
-        console.print("the hidden layer of the head is no part of timm: set network.classifier before loading")
+    lines = [f"{kind} weights of step {step}: {file}"]
+    lines += _how_to_load(config, file)
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return file
 
 
-def _how_to_load(name: str, num_classes: int, file: Path, scaling: tuple[float, float] | None) -> str:
-    if scaling is None:
-        return f"timm.create_model({name!r}, num_classes={num_classes}, checkpoint_path={str(file)!r})"
-    width, depth = scaling
-    return (
-        f"timm.models.efficientnet._gen_efficientnet('efficientnet_b0', channel_multiplier={width!r}, "
-        f"depth_multiplier={depth!r}, num_classes={num_classes}), then load_state_dict"
-    )
+def _how_to_load(config: Config, file: Path) -> list[str]:
+    """Lines of Python that make the network with its weights as ``model``, from timm and torch alone."""
+    model, weights = config.model, repr(str(file))
+    arguments = f"num_classes={config.data.num_classes}, in_chans={model.in_chans}"
+    if model.bn_eps is not None:
+        arguments += f", bn_eps={model.bn_eps!r}"
+    if config.width_and_depth is None and model.head_hidden_features is None:
+        return [f"model = timm.create_model({model.name!r}, {arguments}, checkpoint_path={weights})"]
+    if config.width_and_depth is None:
+        lines = [f"model = timm.create_model({model.name!r}, {arguments})"]
+    else:
+        width, depth = config.width_and_depth
+        lines = [
+            f"model = timm.models.efficientnet._gen_efficientnet('efficientnet_b0', channel_multiplier={width!r}, "
+            f"depth_multiplier={depth!r}, {arguments})"
+        ]
+    if model.head_hidden_features is not None:
+        hidden, classes = model.head_hidden_features, config.data.num_classes
+        lines += [
+            f"model.classifier = torch.nn.Sequential(torch.nn.Linear(model.num_features, {hidden}), torch.nn.ReLU(), "
+            f"torch.nn.Linear({hidden}, {classes}))"
+        ]
+    return [*lines, f"timm.models.load_checkpoint(model, {weights})"]

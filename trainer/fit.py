@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
@@ -19,6 +18,7 @@ from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
 from trainer.processes import Processes
 from trainer.progress import ProgressDisplay
+from trainer.results import validation_table
 from trainer.signals import StopFlag
 from trainer.tracking import SafeWandbLogger, build_loggers
 
@@ -35,7 +35,11 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     accelerator = resolve_accelerator(config)
     checkpoints = CheckpointDirectory(run.checkpoints)
     resume_from = find_checkpoint(config, checkpoints)
-    resumed_step = int(read_manifest(resume_from)["step"]) if resume_from else 0
+    resumed_step = 0
+    if resume_from is not None:
+        manifest = read_manifest(resume_from)
+        resumed_step = int(manifest["step"])
+        _check_parts(config, resume_from, saved=manifest["world_size"], present=processes.world_size)
     commit = record_environment(run, attempt=attempt, world_size=processes.world_size) if _first(processes) else None
 
     metrics = TrainingMetrics(config, attempt=attempt)
@@ -50,7 +54,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     loggers = build_loggers(config, run, resumed_step=resumed_step)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule = build_datamodule(config, accelerator)
-    module = build_module(config)
+    module = build_module(config, restored=resume_from is not None)
     for tracker in loggers:
         if isinstance(tracker, SafeWandbLogger):
             tracker.log_hyperparams(config.model_dump(mode="json"))
@@ -98,25 +102,32 @@ def find_checkpoint(config: Config, checkpoints: CheckpointDirectory) -> Path | 
     return path
 
 
+def _check_parts(config: Config, path: Path, *, saved: int, present: int) -> None:
+    """A ZeRO checkpoint lies in parts, one a process: it fits that number of processes, and DeepSpeed alone.
+
+    Raises:
+        ConfigError: If it does not fit.
+    """
+    in_parts = (path / CHECKPOINT).is_dir()
+    if in_parts != (config.trainer.strategy == "deepspeed"):
+        accepted = f"{'deepspeed' if in_parts else 'another'}: that is what {path} was saved under"
+        raise ConfigError([Problem(key="trainer.strategy", received=config.trainer.strategy, accepted=accepted)])
+    if in_parts and saved != present:
+        accepted = f"{saved} processes in all: {path} is of ZeRO, in a part for each"
+        raise ConfigError([Problem(key="trainer.devices", received=f"{present} processes", accepted=accepted)])
+
+
 def _first(processes: Processes) -> bool:
     return processes.global_rank == 0
 
 
 def _report(run: RunDirectory, config: Config, metrics: dict[str, float], console: Console) -> None:
-    table = Table(title=f"{run.run_id}: done", title_justify="left")
-    table.add_column("validation")
-    kinds = [("raw weights", "val/"), ("averaged weights", "val/ema_")]
-    shown = [(label, prefix) for label, prefix in kinds if f"{prefix}top1" in metrics]
-    for label, _ in shown:
-        table.add_column(label, justify="right")
-    for name in ("top1", "top5", "loss"):
-        table.add_row(name, *(f"{metrics[prefix + name]:.4f}" for _, prefix in shown))
-    console.print()
-    if shown:
-        console.print(table)
-    console.print(f"curves  {run.path / 'curves.png'}", highlight=False)
-    console.print("next", highlight=False)
-    console.print(f"  effnet fit --run {run.path}          # go on from the newest checkpoint", highlight=False)
-    console.print(f"  effnet validate {run.path}", highlight=False)
+    lines = [f"curves  {run.path / 'curves.png'}", "next"]
+    lines += [f"  effnet fit --run {run.path}    # resumes a run that was stopped; this one is done"]
+    lines += [f"  effnet validate {run.path}"]
     if config.tracking.mode == "offline":
-        console.print(f"  wandb sync {run.wandb_dir}/offline-run-*", highlight=False)
+        lines += [f"  wandb sync {run.wandb_dir}/offline-run-*"]
+    console.print()
+    if metrics:
+        console.print(validation_table(f"{run.run_id}: done", metrics))
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

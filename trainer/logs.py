@@ -1,6 +1,7 @@
 """Where output goes: everything to the rank's log file, what a person wants to see also to rank 0's terminal."""
 
 import faulthandler
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,27 @@ from pathlib import Path
 from rich.console import Console
 
 logger = logging.getLogger("effnet")
+
+
+class _Terminal(io.TextIOWrapper):
+    """Text for a person, who may go away: with a closed pipe or a lost terminal, training goes on in silence."""
+
+    _gone = False
+
+    def write(self, text: str, /) -> int:
+        if not self._gone:
+            try:
+                return super().write(text)
+            except OSError:
+                self._gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._gone:
+            try:
+                super().flush()
+            except OSError:
+                self._gone = True
 
 
 class _ConsoleHandler(logging.Handler):
@@ -32,7 +54,7 @@ def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
     Returns:
         A console on the former standard output, or a silent one unless ``to_terminal``.
     """
-    terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    terminal = _Terminal(os.fdopen(os.dup(1), "wb"), encoding="utf-8", line_buffering=True)
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -46,8 +68,10 @@ def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
     root = logging.getLogger()
     root.handlers = [to_file]
     root.setLevel(logging.WARNING)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     console = Console(file=terminal, quiet=not to_terminal)
     if to_terminal:
-        logger.addHandler(_ConsoleHandler(console))
+        handler = _ConsoleHandler(console)
+        handler.setLevel(logging.INFO)
+        logger.addHandler(handler)
     return console

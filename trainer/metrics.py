@@ -12,11 +12,14 @@ from configs.schema import Config
 def log_row(trainer: Trainer, values: dict[str, float]) -> None:
     """Write one row to every logger, at the present optimizer step, with the axes that all rows share.
 
-    ``epoch`` counts passes over the training samples, as a fraction; ``samples_seen`` samples of all devices.
+    ``epoch`` counts passes over the training samples, as a fraction; ``samples_seen`` samples of all devices;
+    ``attempt`` starts of the run.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     samples_seen = trainer.global_step * datamodule.data.global_batch_size
     axes = {"samples_seen": samples_seen, "epoch": samples_seen / datamodule.order.samples}
+    for callback in _training_metrics(trainer):
+        axes["attempt"] = callback.attempt
     for logger in trainer.loggers:
         logger.log_metrics({**values, **axes}, step=trainer.global_step)
 
@@ -25,12 +28,13 @@ class TrainingMetrics(Callback):
     """Every ``log_every_n_steps``, reads the sums kept on the device, over all ranks, and logs a row.
 
     Attributes:
+        attempt: Number of this start of the run, from 0.
         last_row: The latest row, for progress bars.
     """
 
     def __init__(self, config: Config, *, attempt: int) -> None:
         self._config = config
-        self._attempt = attempt
+        self.attempt = attempt
         self._last_step = 0
         self._last_time = 0.0
         self.last_row: dict[str, float] = {}
@@ -59,7 +63,6 @@ class TrainingMetrics(Callback):
             "train/top1": correct / samples,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "throughput/images_per_second": images / elapsed,
-            "attempt": self._attempt,
         }
         log_row(trainer, self.last_row)
         self._last_step, self._last_time = step, time.monotonic()
@@ -71,3 +74,8 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the pause off the clock."""
         self._last_time += time.monotonic() - self._paused
+
+
+def _training_metrics(trainer: Trainer) -> list[TrainingMetrics]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, TrainingMetrics)]

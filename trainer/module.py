@@ -28,24 +28,17 @@ class EfficientNetModule(LightningModule):
     Attributes:
         network: The timm model; its parameters are all that the module has.
         train_sums: (3,) float32 on the device: loss, correct and samples since the last reading, of this rank.
-        mean: (1, C, 1, 1) float32, subtracted from images of 0 to 255.
-        std: (1, C, 1, 1) float32, divides them then.
     """
-
-    train_sums: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
 
     def __init__(self, config: Config, network: nn.Module, *, updates_per_epoch: int) -> None:
         super().__init__()
         self.config = config
         self.network = network
         self._updates_per_epoch = updates_per_epoch
-        mean, std = channel_statistics(config.data, config.model.in_chans)
-        for name, values in (("mean", mean), ("std", std)):
-            buffer = torch.tensor(values).view(1, -1, 1, 1) * 255
-            self.register_buffer(name, buffer, persistent=False)
-        self.register_buffer("train_sums", torch.zeros(3), persistent=False)
+        # No buffers: DeepSpeed would cast them to 16 bits, in which a sum stops growing at 256.
+        statistics = channel_statistics(config.data, config.model.in_chans)
+        self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in statistics)
+        self.train_sums = torch.zeros(3)
         self._mixup, self._loss = _mixup_and_loss(config)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
@@ -54,6 +47,11 @@ class EfficientNetModule(LightningModule):
     def set_average(self, network: nn.Module) -> None:
         """Evaluate these averaged weights beside the raw ones."""
         self._average = [network]
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The network with averaged weights, where there is one."""
+        return next(iter(self._average), None)
 
     @property
     def layout(self) -> BatchLayout:
@@ -75,14 +73,20 @@ class EfficientNetModule(LightningModule):
         return self.trainer.current_epoch < self.config.model.freeze_backbone_epochs
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) uint8 to float of zero mean and unit variance, in the network's memory format."""
+        """(N, C, H, W) uint8 to zero mean and unit variance, in the network's dtype and memory format."""
         layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
-        return ((images.to(self.mean.dtype) - self.mean) / self.std).contiguous(memory_format=layout)
+        scaled = (images.float() - self._mean.to(images.device)) / self._std.to(images.device)
+        return scaled.to(dtype=next(self.network.parameters()).dtype, memory_format=layout)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) uint8 to logits (N, num_classes)."""
         logits: torch.Tensor = self.network(self.normalise(images))
         return logits
+
+    def on_fit_start(self) -> None:
+        """Move to the device what is no buffer, so that no step copies it."""
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        self.train_sums = torch.zeros(3, device=self.device)
 
     def on_train_epoch_start(self) -> None:
         """Hold the backbone's BatchNorm and dropout still while it is frozen."""
@@ -162,8 +166,8 @@ class EfficientNetModule(LightningModule):
 
     def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.network
-        for network in self._average:
-            yield "ema_", network
+        if self.average is not None:
+            yield "ema_", self.average
 
 
 def _mixup_and_loss(config: Config) -> tuple[Mixup | None, nn.Module]:

@@ -1,40 +1,53 @@
 """The network of a configuration, built by timm: a published EfficientNet or B0 scaled by any multipliers."""
 
+import difflib
+import pickle
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models.efficientnet import _gen_efficientnet
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from configs.problems import DataError
+from configs import schema
+from configs.problems import ConfigError, DataError, Problem, shown
 from configs.schema import Config
+from trainer.logs import logger
 
 CLASSIFIER = "classifier."
 B0_IMAGE_SIZE = 224
 
 
-def build_network(config: Config) -> nn.Module:
+def build_network(config: Config, *, restored: bool = False) -> nn.Module:
     """An EfficientNet of timm with `config`'s head: images (N, in_chans, H, W) float to logits (N, num_classes).
 
+    Args:
+        config: What to build.
+        restored: A checkpoint's weights follow, so that those to start from are neither downloaded nor read.
+
     Raises:
-        DataError: If `model.checkpoint_path` holds weights of another network.
+        ConfigError: If timm has no such EfficientNet, no weights for it, or a setting has no effect on it.
+        DataError: If `model.checkpoint_path` holds no weights, or those of another network.
     """
     model = config.model
+    check_name(model.name)
+    if model.pretrained and not timm.is_model_pretrained(model.name):
+        others = [name for name in efficientnets() if model.name in name and timm.is_model_pretrained(name)]
+        accepted = " or ".join([f"false for {model.name}, whose weights nobody published", *others])
+        raise ConfigError([Problem(key="model.pretrained", received="true", accepted=accepted)])
     arguments: dict[str, Any] = {
         "num_classes": config.data.num_classes,
         "in_chans": model.in_chans,
         "drop_rate": model.drop_rate,
         "drop_path_rate": model.drop_path_rate,
     }
-    arguments |= {
-        key: value for key, value in (("bn_momentum", model.bn_momentum), ("bn_eps", model.bn_eps)) if value is not None
-    }
     scaling = config.width_and_depth
     if scaling is None:
-        network = timm.create_model(model.name, pretrained=model.pretrained, **arguments)
+        network = timm.create_model(model.name, pretrained=model.pretrained and not restored, **arguments)
     else:
         # timm fixes the multipliers in its public functions; this is the one they all call.
         width, depth = scaling
@@ -42,15 +55,59 @@ def build_network(config: Config) -> nn.Module:
             "efficientnet_b0", channel_multiplier=width, depth_multiplier=depth, pretrained=False, **arguments
         )
     assert isinstance(network, nn.Module)
+    _set_batchnorm(network, model)
     if model.head_hidden_features is not None:
         network.classifier = nn.Sequential(
             nn.Linear(int(network.num_features), model.head_hidden_features),  # type: ignore[arg-type]
             nn.ReLU(inplace=True),
             nn.Linear(model.head_hidden_features, config.data.num_classes),
         )
-    if model.checkpoint_path is not None:
+    if model.checkpoint_path is not None and not restored:
         _load_weights(network, Path(model.checkpoint_path))
     return network
+
+
+def efficientnets() -> list[str]:
+    """Names of all EfficientNets that timm builds."""
+    return [name for name in timm.list_models(module="efficientnet") if "efficientnet" in name]
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no EfficientNet of timm; a tag of published weights may follow a dot.
+
+    Raises:
+        ConfigError: With the names that are close.
+    """
+    known = efficientnets()
+    family, dot, _ = name.partition(".")
+    if dot and family in known:
+        known = timm.list_pretrained(f"{family}.*")
+    if name not in known:
+        accepted = f"an EfficientNet of timm: {_close(name, known)}"
+        raise ConfigError([Problem(key="model.name", received=shown(name), accepted=accepted)])
+
+
+def _close(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(found)}?" if found else f"{', '.join(known[:3])}, …"
+
+
+def _set_batchnorm(network: nn.Module, model: schema.Model) -> None:
+    """Set momentum and epsilon of all BatchNorm layers, where given.
+
+    Raises:
+        ConfigError: If they are given and there is no such layer.
+    """
+    given = {key: value for key in ("bn_momentum", "bn_eps") if (value := getattr(model, key)) is not None}
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if given and not layers:
+        accepted = f"null: {model.name} has no BatchNorm"
+        raise ConfigError(
+            [Problem(key=f"model.{key}", received=shown(value), accepted=accepted) for key, value in given.items()]
+        )
+    for layer in layers:
+        layer.momentum = given.get("bn_momentum", layer.momentum)
+        layer.eps = given.get("bn_eps", layer.eps)
 
 
 def image_size(config: Config) -> int:
@@ -59,6 +116,7 @@ def image_size(config: Config) -> int:
         return config.data.image_size
     if config.model.compound_phi is not None:
         return round(float(B0_IMAGE_SIZE * 1.15**config.model.compound_phi))
+    check_name(config.model.name)
     pretrained = timm.get_pretrained_cfg(config.model.name)
     return int(pretrained.input_size[-1]) if pretrained is not None else B0_IMAGE_SIZE
 
@@ -69,20 +127,42 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         DataError: If the file is missing or its weights do not fit.
     """
+    state, own = _read_weights(path), network.state_dict()
+    heads = {key for key in own | state if key.startswith(CLASSIFIER)}
+    if any(key not in own or key not in state or own[key].shape != state[key].shape for key in heads):
+        logger.warning("model.checkpoint_path %s has another classifier: it is left at its initial values", path)
+        state = {key: value for key, value in state.items() if key not in heads}
+        own = {key: value for key, value in own.items() if key not in heads}
+    # Old files lack the counters, which have no effect.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or shapes:
+        raise DataError(
+            f"model.checkpoint_path {path} is of another network: missing {missing[:3]}, unexpected {unexpected[:3]}, "
+            f"of another shape {shapes[:3]}"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a safetensors file or a pickle, whose code is not run.
+
+    Raises:
+        DataError: If the file is missing or holds anything else.
+    """
     if not path.is_file():
         raise DataError(f"model.checkpoint_path {path} is not a file")
-    state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=True, weights_only=True)
-    own = network.state_dict()
-    heads = {key for key in own | state if key.startswith(CLASSIFIER)}
-    fits = all(key in own and key in state and own[key].shape == state[key].shape for key in heads)
-    if not fits:
-        state = {key: value for key, value in state.items() if key not in heads}
     try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise DataError(f"model.checkpoint_path {path}: {error}") from None
-    missing = [key for key in missing if key not in heads or fits]
-    if missing or unexpected:
-        raise DataError(
-            f"model.checkpoint_path {path} is of another network: missing {missing[:3]}, unexpected {unexpected[:3]}"
-        )
+        state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=True, weights_only=True)
+    # What timm, torch and safetensors raise for a file that is damaged, or is no file of weights.
+    except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, SafetensorError) as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise DataError(
+                f"model.checkpoint_path {path} holds more than tensors and plain values, and code in it is not run: "
+                "save its state_dict alone, or as safetensors"
+            ) from None
+        raise DataError(f"model.checkpoint_path {path} holds no weights that can be read: {error}") from None
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError(f"model.checkpoint_path {path} holds no weights by name")
+    return state

@@ -1,23 +1,25 @@
 """Optimizer and learning-rate schedule, both timm's, from the configuration."""
 
+import difflib
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from configs import schema
-from configs.problems import ConfigError, Problem
+from configs.problems import ConfigError, Problem, shown
 
 
 def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimizer:
     """Timm's optimizer; biases and BatchNorm parameters are not decayed.
 
     Raises:
-        ConfigError: If the optimizer does not take one of `optimizer.kwargs`.
+        ConfigError: If timm has no such optimizer, it cannot run here, or it does not take one of `optimizer.kwargs`.
     """
+    _check_optimizer(optimizer)
     try:
         built: Optimizer = create_optimizer_v2(
             network,
@@ -27,11 +29,38 @@ def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimize
             momentum=optimizer.momentum,
             **optimizer.kwargs,
         )
-    except (TypeError, ValueError) as error:
+    # timm asserts that there is a CUDA device where its package for an optimizer needs one.
+    except (AssertionError, ImportError) as error:
         raise ConfigError(
-            [Problem(key="optimizer.kwargs", received=str(optimizer.kwargs), accepted=f"arguments of it ({error})")]
+            [Problem(key="optimizer.opt", received=shown(optimizer.opt), accepted=f"one that runs here ({error})")]
+        ) from None
+    except (TypeError, ValueError) as error:
+        accepted = f"arguments of {optimizer.opt} ({error})"
+        raise ConfigError(
+            [Problem(key="optimizer.kwargs", received=shown(optimizer.kwargs), accepted=accepted)]
         ) from None
     return built
+
+
+def _check_optimizer(optimizer: schema.Optimizer) -> None:
+    """Refuse what timm would not know, would read as something else, or would leave out in silence.
+
+    Raises:
+        ConfigError: With the names that are close.
+    """
+    name, known = optimizer.opt.lower(), list_optimizers()
+    if name.removeprefix("lookahead_") not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        accepted = f"did you mean {' or '.join(close)}?" if close else f"one of timm's: {', '.join(known)}"
+        raise ConfigError([Problem(key="optimizer.opt", received=shown(optimizer.opt), accepted=accepted)])
+    info = get_optimizer_info(name.removeprefix("lookahead_"))
+    if info.second_order:
+        accepted = "an optimizer that needs no second derivatives"
+        raise ConfigError([Problem(key="optimizer.opt", received=shown(optimizer.opt), accepted=accepted)])
+    unused = [key for key in ("eps", "betas") if key in optimizer.kwargs and not getattr(info, f"has_{key}")]
+    if unused:
+        accepted = f"arguments of {optimizer.opt}, which has no {' and no '.join(unused)}"
+        raise ConfigError([Problem(key="optimizer.kwargs", received=shown(optimizer.kwargs), accepted=accepted)])
 
 
 def build_scheduler(

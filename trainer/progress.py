@@ -46,8 +46,8 @@ class ProgressDisplay(Callback):
         )
         self._bar = Progress(*columns, console=self._console, expand=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, epoch="", numbers="")
-        self._bar.start()
         self._show(trainer)
+        self._bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,8 +59,10 @@ class ProgressDisplay(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the epoch has reached."""
-        values = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{self._config.trainer.max_epochs}", f"step {trainer.global_step}"]
+        values, datamodule = trainer.callback_metrics, trainer.datamodule  # type: ignore[attr-defined]
+        # Of the last step, not Lightning's: a resumed run may begin with the validation of the epoch before.
+        epoch = datamodule.order.epochs_before(trainer.global_step - 1) + 1
+        parts = [f"epoch {epoch}/{self._config.trainer.max_epochs}", f"step {trainer.global_step}"]
         row = self._metrics.last_row
         if row:
             parts += [f"loss {row['train/loss']:.3f}", f"{row['throughput/images_per_second']:,.0f} images/s"]

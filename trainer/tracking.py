@@ -1,17 +1,24 @@
 """Loggers: metrics.csv always, Weights & Biases where wanted. Neither can stop a run."""
 
 import csv
+import io
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from trainer.logs import logger
+
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 60.0
+"""Longest waits for a server that is away, when an attempt begins (the client adds 10 s) and when it ends. W&B's own
+are 90 s, and for ever. Rows that were not sent stay on disk."""
 
 
 class _GoesOn(ExperimentWriter):
@@ -25,17 +32,30 @@ class _GoesOn(ExperimentWriter):
         if not os.path.isfile(self.metrics_file_path):
             return
         with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._keep_until_step]
+            # What follows the last line end is a row that was cut off by the end of its process.
+            whole = file.read().rpartition("\n")[0]
+        rows = [row for row in csv.DictReader(io.StringIO(whole)) if self._kept(row)]
         self.metrics_keys = list(rows[0]) if rows else []
-        os.remove(self.metrics_file_path)
         if rows:
-            self._rewrite(rows)
+            self._write(rows)
+        else:
+            os.remove(self.metrics_file_path)
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        with open(self.metrics_file_path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
+    def _kept(self, row: dict[str, Any]) -> bool:
+        step = row.get("step") or ""
+        return step.isdecimal() and int(step) <= self._keep_until_step
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
+            self._write(list(csv.DictReader(file)))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the file at once: Lightning empties it first, and a process may end there."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(Path(self.metrics_file_path), text.getvalue())
 
 
 class MetricsCsv(CSVLogger):
@@ -68,6 +88,16 @@ class SafeWandbLogger(WandbLogger):
         super().__init__(**arguments)
         self.dead = False
 
+    @property
+    def experiment(self) -> Any:
+        """W&B's run, begun when first asked for, which Lightning does too; if that fails, one that does nothing."""
+        if not self.dead:
+            try:
+                return super().experiment
+            except Exception as error:  # whatever W&B raises, training is worth more
+                self._give_up(error)
+        return _DummyExperiment()
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a row, unless W&B has failed before."""
         self._guard(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
@@ -85,7 +115,11 @@ class SafeWandbLogger(WandbLogger):
             return
         try:
             call()
-        except Exception as error:  # whatever W&B raises, training is worth more
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self.dead:
             self.dead = True
             logger.warning("W&B failed and is off for this attempt (metrics.csv goes on): %s", error)
 
@@ -94,6 +128,8 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int) -> li
     """The loggers of rank 0; others get loggers that do nothing."""
     loggers: list[Logger] = [MetricsCsv(run, resumed_step=resumed_step)]
     if config.tracking.mode != "disabled":
+        import wandb
+
         loggers.append(
             SafeWandbLogger(
                 name=run.run_id,
@@ -104,6 +140,7 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int) -> li
                 tags=list(config.tracking.tags),
                 save_dir=run.path,
                 offline=config.tracking.mode == "offline",
+                settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
             )
         )
     return loggers

@@ -31,7 +31,17 @@ def train(overrides: list[str], *, runs_dir: Path, run_id: str, expected: int = 
     return run
 
 
-def signal_after(process: "subprocess.Popen[str]", run: RunDirectory, *, step: int, number: signal.Signals) -> str:
+def refused(process: "subprocess.Popen[str]") -> str:
+    """The output of a run that must end with exit code 93."""
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 93, output
+    assert "Traceback" not in output
+    return output
+
+
+def signal_after(
+    process: "subprocess.Popen[str]", run: RunDirectory, *, step: int, number: signal.Signals = signal.SIGTERM
+) -> str:
     """Send a signal once metrics.csv has reached a step; returns the output to the end."""
     deadline = time.monotonic() + TIMEOUT_S
     while last_step(run) < step:
@@ -57,10 +67,14 @@ def losses(run: RunDirectory) -> list[float]:
     return [float(row["train/loss"]) for row in rows(run) if row.get("train/loss")]
 
 
+def newest(run: RunDirectory) -> Path:
+    """The checkpoint that LATEST names."""
+    return run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()
+
+
 def final_state(run: RunDirectory) -> dict[str, Any]:
     """The newest checkpoint's content."""
-    directory = run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()
-    state: dict[str, Any] = torch.load(directory / "checkpoint.ckpt", weights_only=True)
+    state: dict[str, Any] = torch.load(newest(run) / "checkpoint.ckpt", weights_only=True)
     return state
 
 

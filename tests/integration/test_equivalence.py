@@ -1,6 +1,5 @@
 """The same training whatever the number of processes, the strategy, the workers, and whatever interrupts it."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 import torch
 
 from configs.run import RunDirectory
-from tests.integration.runs import final_state, losses, rows, signal_after, start, train
+from tests.integration.runs import final_state, losses, newest, refused, rows, signal_after, start, train
+from trainer.checkpoints import load_weights
 
 Overrides = Callable[..., list[str]]
 STEPS = 20
@@ -32,7 +32,7 @@ def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overri
     validation = [
         [float(row["val/ema_loss"]) for row in rows(run) if row.get("val/ema_loss")] for run in (one, two_processes)
     ]
-    assert len(validation[0]) == 2
+    assert len(validation[0]) == 3  # after each epoch, and after the last step
     assert validation[0] == pytest.approx(validation[1], abs=1e-4)
     # BatchNorm's running statistics too, which each rank would keep for itself.
     ours, theirs = final_state(one)["state_dict"], final_state(two_processes)["state_dict"]
@@ -51,10 +51,29 @@ def test_deepspeed_trains_like_ddp(
         deepspeed__zero_stage=stage,
         ema__enabled=str(stage < 3).lower(),
     )
-    zero = train(overrides, runs_dir=tmp_path, run_id=f"zero{stage}")
+    zero = train(overrides, runs_dir=tmp_path, run_id="zero")
 
     assert len(losses(zero)) == STEPS
     assert losses(zero) == pytest.approx(losses(two_processes), abs=1e-3)
+    ours, theirs = load_weights(newest(zero)), load_weights(newest(two_processes))
+    assert ours.keys() == ({"raw", "ema"} if stage < 3 else {"raw"})
+    for kind, weights in ours.items():
+        assert weights.keys() == theirs[kind].keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, theirs[kind][name], atol=1e-3, rtol=1e-3, msg=f"{kind} {name}")
+
+    # Stopped and resumed, it ends the same; on another number of processes, its parts do not fit.
+    stopped = RunDirectory(tmp_path / "stopped")
+    output = signal_after(process := start(overrides, runs_dir=tmp_path, run_id="stopped"), stopped, step=6)
+    assert process.returncode == 85, output
+    output = refused(process=start([*overrides, "trainer.devices=1"], runs_dir=tmp_path, run_id="stopped"))
+    assert "trainer.devices" in output
+    assert "ZeRO" in output
+    train(overrides, runs_dir=tmp_path, run_id="stopped")
+    resumed = load_weights(newest(stopped))
+    for kind, weights in load_weights(newest(zero)).items():
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, resumed[kind][name]), f"{kind} {name}"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -66,7 +85,7 @@ def test_a_run_stopped_by_sigterm_ends_with_the_same_weights(
 
     stopped = RunDirectory(tmp_path / "stopped")
     process = start(overrides, runs_dir=tmp_path, run_id="stopped")
-    output = signal_after(process, stopped, step=7 + num_workers, number=signal.SIGTERM)
+    output = signal_after(process, stopped, step=7 + num_workers)
     assert process.returncode == 85, output
     assert stopped.outcomes()[0]["exit_class"] == "interrupted"
     at = final_state(stopped)["global_step"]

@@ -1,0 +1,249 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.run import RunDirectory
+from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
+from trainer.tracking import FINISH_TIMEOUT_S, MetricsCsv, SafeWandbLogger, build_loggers
+
+Overrides = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    return directory
+
+
+def log(run: RunDirectory, steps: range, *, resumed_step: int, **values: float) -> None:
+    """One attempt's rows."""
+    logger = MetricsCsv(run, resumed_step=resumed_step)
+    for step in steps:
+        logger.log_metrics({"train/loss": step / 10, **values}, step=step)
+    logger.finalize("success")
+
+
+def column(run: RunDirectory, name: str) -> list[str]:
+    return [row[name] for row in rows(run)]
+
+
+# metrics.csv
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_logged(run: RunDirectory) -> None:
+    logger = MetricsCsv(run, resumed_step=0)
+    for step in (1, 2):
+        logger.log_metrics({"train/loss": 0.5}, step=step)
+        assert column(run, "step")[-1] == str(step)
+
+
+def test_metrics_go_on_after_a_resume_and_no_step_comes_twice(run: RunDirectory) -> None:
+    log(run, range(1, 8), resumed_step=0, attempt=0)
+    log(run, range(6, 10), resumed_step=5, attempt=1)  # the checkpoint was of step 5
+
+    assert column(run, "step") == [str(step) for step in range(1, 10)]
+    assert column(run, "attempt") == ["0"] * 5 + ["1"] * 4
+    assert column(run, "train/loss") == [str(step / 10) for step in range(1, 10)]
+
+
+def test_all_rows_of_the_resumed_step_are_kept(run: RunDirectory) -> None:
+    log(run, range(1, 6), resumed_step=0)
+    log(run, range(5, 6), resumed_step=4, **{"val/top1": 0.5})
+    log(run, range(6, 7), resumed_step=5)
+
+    assert column(run, "step") == ["1", "2", "3", "4", "5", "6"]
+    assert column(run, "val/top1") == ["", "", "", "", "0.5", ""]
+
+
+def test_a_run_that_begins_anew_begins_its_metrics_anew(run: RunDirectory) -> None:
+    log(run, range(1, 4), resumed_step=0)
+    log(run, range(1, 3), resumed_step=0)
+
+    assert column(run, "step") == ["1", "2"]
+
+
+def test_columns_may_come_later_and_after_a_resume(run: RunDirectory) -> None:
+    logger = MetricsCsv(run, resumed_step=0)
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.log_metrics({"val/top1": 0.25}, step=1)
+    logger.log_metrics({"train/loss": 0.5}, step=2)
+    log(run, range(3, 4), resumed_step=2, **{"val/ema_top1": 0.75})
+
+    assert rows(run) == [
+        {"step": "1", "train/loss": "1.0", "val/ema_top1": "", "val/top1": ""},
+        {"step": "1", "train/loss": "", "val/ema_top1": "", "val/top1": "0.25"},
+        {"step": "2", "train/loss": "0.5", "val/ema_top1": "", "val/top1": ""},
+        {"step": "3", "train/loss": "0.3", "val/ema_top1": "0.75", "val/top1": ""},
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8])
+def test_a_row_that_was_cut_off_does_not_stop_a_resume(cut: int, run: RunDirectory) -> None:
+    log(run, range(1, 6), resumed_step=0, attempt=0)
+    content = run.metrics_file.read_bytes()
+    run.metrics_file.write_bytes(content[:-cut])
+
+    log(run, range(5, 7), resumed_step=4, attempt=1)
+    assert column(run, "step") == ["1", "2", "3", "4", "5", "6"]
+    assert column(run, "train/loss") == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
+
+
+@pytest.mark.parametrize("content", [b"", b"step", b"step,train/loss\r\n", b"\0\0\0\0"])
+def test_a_file_without_rows_does_not_stop_a_resume(content: bytes, run: RunDirectory) -> None:
+    run.metrics_file.write_bytes(content)
+
+    log(run, range(5, 6), resumed_step=4)
+    assert column(run, "step") == ["5"]
+
+
+def test_a_process_that_ends_while_a_column_is_added_loses_no_row(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(run, range(1, 4), resumed_step=0)
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", killed)
+    with pytest.raises(SystemExit):
+        log(run, range(4, 5), resumed_step=3, **{"val/top1": 0.5})
+    monkeypatch.undo()
+    assert column(run, "step") == ["1", "2", "3"]
+
+
+def test_a_killed_run_has_each_step_once_after_it_went_on(trained: RunDirectory, tmp_path: Path) -> None:
+    resumed = train(as_killed_after(trained, tmp_path, step=11), attempt=1)
+
+    values = ("step", "train/loss", "train/top1", "lr", "val/loss", "val/ema_top1", "epoch", "samples_seen")
+    assert [[row[name] for name in values] for row in rows(resumed)] == [
+        [row[name] for name in values] for row in rows(trained)
+    ]
+    assert column(resumed, "attempt") == ["0"] * 12 + ["1"] * 7  # with a row for each of two validations
+
+
+# Weights & Biases
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what W&B has put into it."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+
+
+def inspect(directory: Path) -> list[dict[str, Any]]:
+    """What W&B's own tool reads of an offline run, a record a line."""
+    wandb = shutil.which("wandb", path=str(Path(sys.executable).parent))
+    assert wandb is not None
+    done = subprocess.run(
+        [wandb, "leet", "inspect", "--json", str(directory)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_offline_run_keeps_every_row_with_its_axes(
+    toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning sets it for good
+    overrides = toy_overrides(trainer__max_epochs=1, tracking__mode="offline", tracking__project="toys")
+    run = train(new_run(overrides, tmp_path), attempt=3)
+
+    (directory,) = run.wandb_dir.glob("offline-run-*")
+    records = inspect(directory)
+    (about,) = (record["run"] for record in records if record["type"] == "run")
+    assert (about["run_id"], about["display_name"], about["project"]) == (run.wandb_id(), "toy", "toys")
+    axes = [record["metric"] for record in records if record["type"] == "metric"]
+    assert any(axis.get("glob_name") == "*" and axis["step_metric"] == "trainer/global_step" for axis in axes)
+    logged = [record["history"]["item"] for record in records if record["type"] == "history"]
+    written = rows(run)
+    assert len(logged) == len(written) == 10
+    for row, item in zip(written, logged, strict=True):
+        assert item["trainer/global_step"] == int(row["step"])
+        assert (item["attempt"], item["samples_seen"]) == (3, int(row["samples_seen"]))
+        for name in set(row) - {"step"}:
+            assert (item.get(name) == pytest.approx(float(row[name]))) if row[name] else name not in item
+    configs = [record["config"]["update"] for record in records if record["type"] == "config"]
+    assert any(update.get("data", {}).get("global_batch_size") == 16 for update in configs)
+
+
+def test_attempts_of_a_run_share_one_id(toy_overrides: Overrides, tmp_path: Path) -> None:
+    run = new_run(toy_overrides(tracking__mode="offline"), tmp_path)
+
+    loggers = [build_loggers(run.load_config(), run, resumed_step=step)[1] for step in (0, 5)]
+    assert [logger.version for logger in loggers] == [run.wandb_id()] * 2
+
+
+def test_the_end_of_a_run_does_not_wait_for_ever_for_a_server_that_is_away(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = new_run(toy_overrides(tracking__mode="online"), tmp_path)
+
+    logger = build_loggers(run.load_config(), run, resumed_step=0)[1]
+    assert isinstance(logger, SafeWandbLogger)
+    assert logger._wandb_init["settings"].finish_timeout == FINISH_TIMEOUT_S
+    assert logger._wandb_init["resume"] == "allow"
+
+
+def test_disabled_tracking_keeps_metrics_csv_alone(toy_overrides: Overrides, tmp_path: Path) -> None:
+    run = new_run(toy_overrides(tracking__mode="disabled"), tmp_path)
+
+    (logger,) = build_loggers(run.load_config(), run, resumed_step=0)
+    assert isinstance(logger, MetricsCsv)
+
+
+SERVICE_KILLED = """
+import os, signal, sys
+import psutil
+from trainer.logs import logger
+from trainer.tracking import SafeWandbLogger
+
+tracker = SafeWandbLogger(id="abc", project="toys", save_dir=sys.argv[1], offline=True)
+tracker.log_metrics({"train/loss": 1.0}, step=1)
+assert not tracker.dead
+(service,) = (p for p in psutil.Process().children(recursive=True) if "core" in p.name())
+service.kill()
+service.wait()
+for step in range(2, 100):
+    tracker.log_metrics({"train/loss": 1.0}, step=step)
+tracker.log_hyperparams({"lr": 1})
+tracker.finish(0)
+print("dead" if tracker.dead else "alive", flush=True)
+os._exit(0)
+"""
+
+
+def test_the_end_of_wandbs_service_process_is_said_once_and_harms_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVICE_KILLED, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stdout.splitlines()[-1:] == ["dead"], done.stderr
+    assert done.stderr.count("W&B failed and is off for this attempt") == 1
+
+
+@pytest.mark.parametrize("mode", ["no key", pytest.param("server away", marks=pytest.mark.slow)])
+def test_a_run_trains_to_its_end_without_wandb(
+    mode: str,
+    toy_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = new_run(toy_overrides(trainer__max_steps=2, tracking__mode="online"), tmp_path)
+    log_dir = run.log_dir(0)
+    log_dir.mkdir(parents=True)
+    variables = environment() | {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}  # the port of nobody
+    if mode == "server away":
+        variables |= {"WANDB_API_KEY": "a" * 40}
+    command = [sys.executable, "-m", "trainer", "fit", str(run.path), f"--log-dir={log_dir}", "--attempt=0"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("W&B failed and is off for this attempt") == 1
+    assert [row["step"] for row in rows(run)] == ["1", "2", "2"]
+    assert (run.path / "curves.png").exists()
