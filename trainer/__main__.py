@@ -1,15 +1,17 @@
 """``python -m trainer``: the process that runs on each rank. Signals and logs are set up before torch is imported."""
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.problems import ConfigError, DataError
+from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import (
     EXIT_DO_NOT_RETRY,
     EXIT_DONE,
@@ -24,6 +26,7 @@ from trainer.processes import Processes
 from trainer.signals import StopFlag
 
 EXIT_RETRY = 1
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -31,6 +34,9 @@ def main() -> int:
     arguments = _parse()
     flag = StopFlag().install()
     processes = Processes.from_environment()
+    if processes.is_distributed and sys.platform == "linux":
+        # Without its agent a rank would train on, beside those that the next attempt starts.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = RunDirectory(arguments.run)
     log_dir: Path = arguments.log_dir
     console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=processes.global_rank == 0)
@@ -57,6 +63,8 @@ def _guarded(work: Callable[[], None], *, log_dir: Path, processes: Processes) -
         work()
     except (ConfigError, DataError) as error:
         return _record(error, EXIT_DO_NOT_RETRY, log_dir=log_dir, processes=processes)
+    except UnreachableError as error:
+        return _record(error, EXIT_RETRY, log_dir=log_dir, processes=processes)
     except Exception as error:
         from trainer.checkpointing import Interrupted
 

@@ -8,13 +8,11 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from configs.batches import BatchLayout, epoch_end_step
+from configs.batches import BatchLayout
 from configs.problems import ConfigError, Problem
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.index import open_index
 from datamodules.randomness import WEIGHTS, seed_everything
-from datamodules.urls import expand
 from trainer.checkpoints import CheckpointFile
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size
@@ -64,9 +62,7 @@ def build_module(config: Config, *, restored: bool = False) -> EfficientNetModul
     # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
         network = network.to(memory_format=torch.channels_last)
-    index = open_index(expand(config.data.train_shards), index_dir=config.data.index_dir)
-    updates = epoch_end_step(1, samples=len(index), global_batch_size=config.data.global_batch_size)
-    return EfficientNetModule(config, network, updates_per_epoch=updates)
+    return EfficientNetModule(config, network)
 
 
 def build_trainer(

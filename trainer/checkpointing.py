@@ -1,5 +1,6 @@
 """When to save, what goes into a checkpoint beyond Lightning's, how a run goes on from one, and how signals end it."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ class Agreement:
     involved.
     """
 
-    def __init__(self, flag: StopFlag, *, world_size: int) -> None:
+    def __init__(self, flag: StopFlag, *, world_size: int, timeout: timedelta) -> None:
         self._flag = flag
         self._group: distributed.ProcessGroup | None = None
         if world_size > 1:
-            group = distributed.new_group(backend="gloo")
+            group = distributed.new_group(backend="gloo", timeout=timeout)
             assert isinstance(group, distributed.ProcessGroup)  # torch's -100 is for ranks left out
             self._group = group
         self._votes = torch.zeros(1, dtype=torch.int32)
@@ -84,7 +85,8 @@ class Checkpointing(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the group that ranks agree in."""
-        self._agreement = Agreement(self._flag, world_size=trainer.world_size)
+        timeout = timedelta(seconds=self._config.fault.timeout_s)
+        self._agreement = Agreement(self._flag, world_size=trainer.world_size, timeout=timeout)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate first where the run was stopped between an epoch and its validation."""
@@ -198,6 +200,8 @@ class Checkpointing(Callback):
                 "world_size": trainer.world_size,
                 "config_hash": config_hash(self._config),
                 "epoch": _datamodule(trainer).order.epochs_before(step),
+                "validated": self._validated,
+                "resume": self._config.resume,
             }
             path = self._directory.commit(step, manifest=manifest)
             self._directory.prune(self._config.checkpoint.keep_last)

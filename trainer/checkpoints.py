@@ -88,12 +88,16 @@ class CheckpointDirectory:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; what is passed over is logged with the reason."""
+        return next(self.verified(), None)
+
+    def verified(self) -> Iterator[Path]:
+        """Checkpoints that verify, the newest first; what is passed over is logged with the reason."""
         for path in self._finished():
             fault = verify(path)
             if fault is None:
-                return path
-            logger.warning("checkpoint %s is passed over: %s", path, fault)
-        return None
+                yield path
+            else:
+                logger.warning("checkpoint %s is passed over: %s", path, fault)
 
     def chosen(self, checkpoint: Path | None) -> Path:
         """The checkpoint that a user named, or the newest.

@@ -9,7 +9,7 @@ from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
 from trainer.batchnorm import BatchNormStatistics
-from trainer.checkpointing import Checkpointing
+from trainer.checkpointing import Checkpointing, Interrupted
 from trainer.checkpoints import CHECKPOINT, CheckpointDirectory, read_manifest
 from trainer.curves import draw_curves
 from trainer.ema import WeightAverage
@@ -35,10 +35,10 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     accelerator = resolve_accelerator(config)
     checkpoints = CheckpointDirectory(run.checkpoints)
     resume_from = find_checkpoint(config, checkpoints)
-    resumed_step = 0
+    resumed_step, validated = 0, True
     if resume_from is not None:
         manifest = read_manifest(resume_from)
-        resumed_step = int(manifest["step"])
+        resumed_step, validated = int(manifest["step"]), bool(manifest.get("validated", True))
         _check_parts(config, resume_from, saved=manifest["world_size"], present=processes.world_size)
     commit = record_environment(run, attempt=attempt, world_size=processes.world_size) if _first(processes) else None
 
@@ -51,7 +51,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         ProgressDisplay(config, console, metrics),
         Checkpointing(config, checkpoints, flag, facts=facts),
     ]
-    loggers = build_loggers(config, run, resumed_step=resumed_step)
+    loggers = build_loggers(config, run, resumed_step=resumed_step, validated=validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule = build_datamodule(config, accelerator)
     module = build_module(config, restored=resume_from is not None)
@@ -67,16 +67,22 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         "es" if processes.world_size > 1 else "",
         config.data.global_batch_size,
     )
-    exit_code = 1
+    exit_code, interrupted = 1, False
     try:
         ckpt_path = str(resume_from / CHECKPOINT) if resume_from else None
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
         exit_code = 0
+    except Interrupted:
+        interrupted = True
+        raise
     finally:
         if trainer.is_global_zero:
             for tracker in loggers:
                 if isinstance(tracker, SafeWandbLogger):
                     tracker.finish(exit_code)
+        if interrupted:
+            # torchrun kills the others when the first process ends, and rank 0 may be at W&B's end still.
+            trainer.strategy.barrier("tracked")
     if trainer.is_global_zero:
         draw_curves(run.metrics_file, run.path / "curves.png")
         _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)
@@ -97,6 +103,10 @@ def find_checkpoint(config: Config, checkpoints: CheckpointDirectory) -> Path | 
                 [Problem(key="resume", received="never", accepted=f"auto, or another run_id: {newest} exists")]
             )
         return None
+    # Attempts that began there have gone on.
+    for path in checkpoints.verified():
+        if read_manifest(path).get("resume") == config.resume:
+            return path
     path = Path(config.resume)
     read_manifest(path)
     return path

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from configs.problems import DataError
 from configs.schema import Config
+
+SUMS = "effnet_train_sums"
+"""Key of a checkpoint: what each rank has summed since the last row."""
 
 
 def log_row(trainer: Trainer, values: dict[str, float]) -> None:
@@ -37,10 +41,19 @@ class TrainingMetrics(Callback):
         self.attempt = attempt
         self._last_step = 0
         self._last_time = 0.0
+        self._bad, self._seen = 0, 0.0
+        self._restored: torch.Tensor | None = None
         self.last_row: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; go on with the sums that the last attempt had not logged."""
+        if self._restored is not None:
+            same = len(self._restored) == trainer.world_size
+            sums = self._restored[trainer.global_rank] if same else self._restored.sum(0)
+            if same or trainer.is_global_zero:
+                assert isinstance(pl_module.train_sums, torch.Tensor)
+                pl_module.train_sums.copy_(sums)
+            self._restored = None
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(
@@ -54,18 +67,43 @@ class TrainingMetrics(Callback):
         assert isinstance(sums, torch.Tensor)
         reduced = trainer.strategy.reduce(sums.double(), reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
-        loss, correct, samples = reduced.tolist()
+        loss, correct, samples, substituted = reduced.tolist()
         sums.zero_()
+        self._count_bad(trainer, int(substituted), samples)
         elapsed = time.monotonic() - self._last_time
         images = (step - self._last_step) * self._config.data.global_batch_size
         self.last_row = {
             "train/loss": loss / samples,
             "train/top1": correct / samples,
+            "data/bad_samples": float(self._bad),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "throughput/images_per_second": images / elapsed,
         }
         log_row(trainer, self.last_row)
         self._last_step, self._last_time = step, time.monotonic()
+
+    def _count_bad(self, trainer: Trainer, substituted: int, samples: float) -> None:
+        """Stop when more samples of this attempt could not be read than ``data.max_bad_fraction`` allows."""
+        self._bad += substituted
+        self._seen += samples
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        allowed = self._config.data.max_bad_fraction * max(self._seen, datamodule.order.samples)
+        if self._bad > allowed:
+            raise DataError(
+                f"{self._bad} images could not be read, data.max_bad_fraction = {self._config.data.max_bad_fraction} "
+                f"allows {allowed:.1f}: the ranks' logs name them"
+            )
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of a row that is not due yet, of every rank."""
+        sums = pl_module.train_sums
+        assert isinstance(sums, torch.Tensor)
+        gathered = trainer.strategy.all_gather(sums)
+        checkpoint[SUMS] = gathered.reshape(-1, len(sums)).cpu()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them over when training starts."""
+        self._restored = checkpoint.get(SUMS)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation does not count as time of training."""

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from configs.batches import BatchLayout
-from configs.schema import Config
+from configs.schema import Augmentation, Config
 from datamodules.loaders import Batch
 from datamodules.randomness import MICRO_BATCH, seed_everything
 from datamodules.transforms import channel_statistics
@@ -27,19 +28,20 @@ class EfficientNetModule(LightningModule):
 
     Attributes:
         network: The timm model; its parameters are all that the module has.
-        train_sums: (3,) float32 on the device: loss, correct and samples since the last reading, of this rank.
+        train_sums: (4,) float32 on the device: loss, correct, samples and substituted samples since the last reading,
+            of this rank.
     """
 
-    def __init__(self, config: Config, network: nn.Module, *, updates_per_epoch: int) -> None:
+    def __init__(self, config: Config, network: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.network = network
-        self._updates_per_epoch = updates_per_epoch
         # No buffers: DeepSpeed would cast them to 16 bits, in which a sum stops growing at 256.
         statistics = channel_statistics(config.data, config.model.in_chans)
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in statistics)
-        self.train_sums = torch.zeros(3)
+        self.train_sums = torch.zeros(4)
         self._mixup, self._loss = _mixup_and_loss(config)
+        self._erasing = _random_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
         self._sums: dict[str, torch.Tensor] = {}
@@ -86,7 +88,9 @@ class EfficientNetModule(LightningModule):
     def on_fit_start(self) -> None:
         """Move to the device what is no buffer, so that no step copies it."""
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
-        self.train_sums = torch.zeros(3, device=self.device)
+        self.train_sums = torch.zeros(4, device=self.device)
+        if self._erasing is not None:
+            self._erasing.device = self.device
 
     def on_train_epoch_start(self) -> None:
         """Hold the backbone's BatchNorm and dropout still while it is frozen."""
@@ -97,10 +101,13 @@ class EfficientNetModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss of a micro-batch, averaged over its samples."""
-        # Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank, after any resume.
+        # Erasing, Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank and after
+        # any resume.
         micro_batch = self.layout.micro_batch(global_rank=self.trainer.global_rank, batch_idx=batch_idx)
         seed_everything(self.config.seed, MICRO_BATCH, self.trainer.global_step, micro_batch)
         images, targets = self.normalise(batch.images), batch.targets
+        if self._erasing is not None:
+            images = self._erasing(images)
         if self._mixup is not None:
             images, targets = self._mixup(images, targets)
         if self.backbone_is_frozen:
@@ -112,7 +119,8 @@ class EfficientNetModule(LightningModule):
         loss: torch.Tensor = self._loss(logits.float(), targets)
         correct = (logits.detach().argmax(1) == batch.targets).sum()
         size = len(batch.targets)
-        self.train_sums += torch.stack([loss.detach().float() * size, correct, torch.full_like(correct, size)])
+        parts = [loss.detach().float() * size, correct, torch.full_like(correct, size), batch.substituted.sum()]
+        self.train_sums += torch.stack(parts)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -151,12 +159,13 @@ class EfficientNetModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Timm's optimizer and schedule; the schedule advances with each optimizer step."""
+        samples = self.trainer.datamodule.order.samples  # type: ignore[attr-defined]
         optimizer = build_optimizer(self.network, self.config.optimizer)
         scheduler = build_scheduler(
             optimizer,
             self.config.scheduler,
             max_epochs=self.config.trainer.max_epochs,
-            updates_per_epoch=self._updates_per_epoch,
+            updates_per_epoch=samples / self.config.data.global_batch_size,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -168,6 +177,18 @@ class EfficientNetModule(LightningModule):
         yield "", self.network
         if self.average is not None:
             yield "ema_", self.average
+
+
+def _random_erasing(augmentation: Augmentation) -> RandomErasing | None:
+    """Timm's, of 2% to a third of the area and an aspect ratio of 0.3 to 3.3 (Zhong et al., arXiv 1708.04896)."""
+    if not augmentation.random_erasing_prob:
+        return None
+    return RandomErasing(
+        augmentation.random_erasing_prob,
+        mode=augmentation.random_erasing_mode,
+        max_count=augmentation.random_erasing_count,
+        device="cpu",
+    )
 
 
 def _mixup_and_loss(config: Config) -> tuple[Mixup | None, nn.Module]:

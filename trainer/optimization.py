@@ -64,9 +64,16 @@ def _check_optimizer(optimizer: schema.Optimizer) -> None:
 
 
 def build_scheduler(
-    optimizer: Optimizer, scheduler: schema.Scheduler, *, max_epochs: int, updates_per_epoch: int
+    optimizer: Optimizer, scheduler: schema.Scheduler, *, max_epochs: int, updates_per_epoch: float
 ) -> Scheduler:
-    """Timm's schedule, a function of the number of optimizer steps alone."""
+    """Timm's schedule, a function of the number of optimizer steps alone.
+
+    Args:
+        optimizer: Whose learning rates it sets.
+        scheduler: Shape, warm-up and decay, in epochs.
+        max_epochs: Epochs that it spans.
+        updates_per_epoch: Optimizer steps in an epoch; a fraction where a batch spans two epochs.
+    """
     optional: dict[str, Any] = {}
     if scheduler.decay_epochs is not None:
         optional["decay_epochs"] = scheduler.decay_epochs

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
@@ -10,7 +11,15 @@ from configs.schema import Config
 from trainer.processes import Processes
 
 
-class CpuDeepSpeedStrategy(DeepSpeedStrategy):
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's, which divides a micro-batch's loss by the accumulation; DeepSpeed would do that a second time."""
+
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Without DeepSpeed's own division."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+class CpuDeepSpeedStrategy(ZeroStrategy):
     """DeepSpeed over gloo. Lightning's own refuses any device but CUDA, though DeepSpeed has a CPU backend."""
 
     def setup_environment(self) -> None:
@@ -36,7 +45,7 @@ def build_strategy(config: Config, processes: Processes, accelerator: str) -> St
         assert config.deepspeed.zero_stage is not None
         if accelerator == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        kind = DeepSpeedStrategy if accelerator == "cuda" else CpuDeepSpeedStrategy
+        kind = ZeroStrategy if accelerator == "cuda" else CpuDeepSpeedStrategy
         return kind(
             stage=config.deepspeed.zero_stage,
             process_group_backend=backend,

@@ -24,8 +24,9 @@ are 90 s, and for ever. Rows that were not sent stay on disk."""
 class _GoesOn(ExperimentWriter):
     """Goes on with the rows of earlier attempts up to a step, where Lightning's writer deletes them."""
 
-    def __init__(self, log_dir: str, *, keep_until_step: int) -> None:
+    def __init__(self, log_dir: str, *, keep_until_step: int, validated: bool) -> None:
         self._keep_until_step = keep_until_step
+        self._validated = validated
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
@@ -43,7 +44,11 @@ class _GoesOn(ExperimentWriter):
 
     def _kept(self, row: dict[str, Any]) -> bool:
         step = row.get("step") or ""
-        return step.isdecimal() and int(step) <= self._keep_until_step
+        if not step.isdecimal() or int(step) > self._keep_until_step:
+            return False
+        # That checkpoint's validation is to come, though an attempt may have done it and ended before it saved again.
+        repeated = int(step) == self._keep_until_step and not self._validated
+        return not (repeated and any(value for key, value in row.items() if str(key).startswith("val/")))
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
@@ -61,16 +66,18 @@ class _GoesOn(ExperimentWriter):
 class MetricsCsv(CSVLogger):
     """``metrics.csv`` of a run: one file over all attempts, a row a step, no step twice."""
 
-    def __init__(self, run: RunDirectory, *, resumed_step: int) -> None:
+    def __init__(self, run: RunDirectory, *, resumed_step: int, validated: bool = True) -> None:
         super().__init__(save_dir=run.path.parent, name=run.run_id, version="", flush_logs_every_n_steps=1)
-        self._resumed_step = resumed_step
+        self._resumed_step, self._validated = resumed_step, validated
 
     @property
     @rank_zero_only
     def experiment(self) -> Any:
         """The writer; made when the first row comes."""
         if self._experiment is None:
-            self._experiment = _GoesOn(log_dir=self.log_dir, keep_until_step=self._resumed_step)
+            self._experiment = _GoesOn(
+                log_dir=self.log_dir, keep_until_step=self._resumed_step, validated=self._validated
+            )
         return self._experiment
 
     def log_hyperparams(self, params: Any = None) -> None:
@@ -124,9 +131,9 @@ class SafeWandbLogger(WandbLogger):
             logger.warning("W&B failed and is off for this attempt (metrics.csv goes on): %s", error)
 
 
-def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int) -> list[Logger]:
+def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, validated: bool = True) -> list[Logger]:
     """The loggers of rank 0; others get loggers that do nothing."""
-    loggers: list[Logger] = [MetricsCsv(run, resumed_step=resumed_step)]
+    loggers: list[Logger] = [MetricsCsv(run, resumed_step=resumed_step, validated=validated)]
     if config.tracking.mode != "disabled":
         import wandb
 

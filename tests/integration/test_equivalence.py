@@ -12,20 +12,24 @@ from trainer.checkpoints import load_weights
 
 Overrides = Callable[..., list[str]]
 STEPS = 20
+MICRO_BATCH = 4
+"""A quarter of the global batch: two processes accumulate twice, one four times."""
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides) -> RunDirectory:
     """Twenty steps on two gloo processes."""
     return train(
-        toy_overrides(trainer__devices=2, trainer__max_steps=STEPS),
+        toy_overrides(trainer__devices=2, trainer__max_steps=STEPS, data__micro_batch_size=MICRO_BATCH),
         runs_dir=tmp_path_factory.mktemp("runs"),
         run_id="ddp2",
     )
 
 
 def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
-    one = train(toy_overrides(trainer__max_steps=STEPS), runs_dir=tmp_path, run_id="one")
+    one = train(
+        toy_overrides(trainer__max_steps=STEPS, data__micro_batch_size=MICRO_BATCH), runs_dir=tmp_path, run_id="one"
+    )
 
     assert len(losses(one)) == STEPS
     assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
@@ -47,6 +51,7 @@ def test_deepspeed_trains_like_ddp(
     overrides = toy_overrides(
         trainer__devices=2,
         trainer__max_steps=STEPS,
+        data__micro_batch_size=MICRO_BATCH,
         trainer__strategy="deepspeed",
         deepspeed__zero_stage=stage,
         ema__enabled=str(stage < 3).lower(),

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from pytorch_lightning import Callback
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from configs.run import RunDirectory
+from datamodules.decoding import open_image
 from datamodules.transforms import evaluation_transform
 from tests.conftest import NUM_CLASSES, picture
 from tests.unit.trainer.runs import ALONE, average, new_run, rows, train, weights
 from trainer import metrics
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.evaluation import validate
+from trainer.network import build_network
+from trainer.optimization import build_optimizer, build_scheduler
 from trainer.tracking import MetricsCsv
 
 Overrides = Callable[..., list[str]]
@@ -57,10 +59,14 @@ def test_a_training_row_is_the_mean_over_the_steps_since_the_one_before(
 
 
 def test_a_training_row_has_the_next_learning_rate_and_a_throughput(trained: RunDirectory) -> None:
-    module = build_module(trained.load_config())
-    optimizer, schedule = module.configure_optimizers().values()
+    config = trained.load_config()
+    optimizer = build_optimizer(build_network(config), config.optimizer)
+    updates = SAMPLES / config.data.global_batch_size
+    schedule = build_scheduler(
+        optimizer, config.scheduler, max_epochs=config.trainer.max_epochs, updates_per_epoch=updates
+    )
     for row in training_rows(trained):
-        schedule["scheduler"].step_update(int(row["step"]))
+        schedule.step_update(int(row["step"]))
         assert float(row["lr"]) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
         assert float(row["throughput/images_per_second"]) > 0
 
@@ -104,8 +110,7 @@ def test_validation_is_exact_over_all_samples(
     module = build_module(config)
     module.network.load_state_dict(kind(trained, 17))
     transform = evaluation_transform(config.data, 64)
-    opened = [Image.open(io.BytesIO(picture(number))) for number in range(1000, 1037)]
-    images = torch.stack([torch.as_tensor(transform(image)) for image in opened])
+    images = torch.stack([transform(open_image(picture(number), "RGB")) for number in range(1000, 1037)])
     labels = torch.arange(1000, 1037) % NUM_CLASSES
     with torch.no_grad():
         logits = module.eval()(images)

@@ -23,7 +23,7 @@ TINY = {"model__name": "test_efficientnet", "data__num_classes": 4}
 
 def module(**changes: object) -> EfficientNetModule:
     network = timm.create_model("test_efficientnet", num_classes=4, in_chans=changes.get("model__in_chans", 3))
-    return EfficientNetModule(settings(**TINY, **changes), network, updates_per_epoch=5)
+    return EfficientNetModule(settings(**TINY, **changes), network)
 
 
 def images(channels: int = 3) -> torch.Tensor:

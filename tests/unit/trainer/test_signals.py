@@ -12,7 +12,7 @@ import pytest
 from configs.run import RunDirectory
 from tests.unit.trainer.runs import changed, new_run, rows, train, weights
 from trainer.checkpointing import Interrupted
-from trainer.signals import SIGNALS, StopFlag
+from trainer.signals import ECHO_S, SIGNALS, StopFlag
 
 PROGRAM = """
 import sys, time
@@ -46,6 +46,8 @@ def test_the_first_signal_sets_the_flag_and_a_second_one_ends_the_process(
     process.send_signal(number)
     assert process.stdout is not None
     assert process.stdout.readline() == f"{number.name}\n"
+    process.send_signal(number)  # an echo
+    time.sleep(ECHO_S + 0.2)
     assert process.poll() is None
 
     process.send_signal(number)
@@ -57,6 +59,7 @@ def test_a_second_signal_of_another_kind_ends_the_process_too(process: "subproce
     assert process.stdout is not None
     assert process.stdout.readline() == "SIGUSR1\n"
 
+    time.sleep(ECHO_S + 0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM
 
