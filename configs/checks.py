@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from configs.problems import Problem, shown
-from configs.schema import Config
+from configs.schema import Augmentation, Config
 
 Check = Callable[[Config], Iterator[Problem]]
 
@@ -58,8 +58,23 @@ def _images(config: Config) -> Iterator[Problem]:
         low, high = getattr(augmentation, key)
         if low > high:
             yield _problem(config, f"data.augmentation.{key}", "a lower and an upper bound, in that order")
+    prob = "data.augmentation.random_erasing_prob"
+    for name in ("random_erasing_mode", "random_erasing_count"):
+        default = Augmentation.model_fields[name].default
+        if not augmentation.random_erasing_prob and getattr(augmentation, name) != default:
+            accepted = f"its default, {shown(default)}: with probability 0 nothing is erased"
+            yield _problem(config, f"data.augmentation.{name}", accepted, prob)
+    for name, off in (
+        ("rotation", "0"),
+        ("auto_augment", "null"),
+        ("color_jitter", "null"),
+        ("random_erasing_prob", "0"),
+    ):
+        if not augmentation.enabled and getattr(augmentation, name):
+            accepted = f"{off} beside data.augmentation.enabled = false"
+            yield _problem(config, f"data.augmentation.{name}", accepted, "data.augmentation.enabled")
     if in_chans != 3 and augmentation.auto_augment:
-        accepted = "null: timm's policies work on RGB images"
+        accepted = "null: the policies work on RGB images"
         yield _problem(config, "data.augmentation.auto_augment", accepted, "model.in_chans")
     if augmentation.color_jitter is not None and "3a" not in (augmentation.auto_augment or "3a"):
         accepted = f"null: timm leaves it out beside auto_augment = {augmentation.auto_augment}"

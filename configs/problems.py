@@ -46,6 +46,10 @@ class DataError(Exception):
     """The data is at fault (no shard found, a truncated tar, a label out of range): running again will not help."""
 
 
+class UnreachableError(Exception):
+    """A server did not give what it was asked for, however often: running again later may help."""
+
+
 def shown(value: object) -> str:
     """A value the way a user writes it in a file: ``null``, ``true``, text in quotes; cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)

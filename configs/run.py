@@ -22,6 +22,7 @@ EXIT_DO_NOT_RETRY: Final = 93
 # What may differ between two attempts of one run without changing a single sample of it.
 NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
+    r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
     r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
     r"|(checkpoint|fault|tracking)\..*"
 )

@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 class Augmentation(Section):
-    """Random transforms of training images, built by timm."""
+    """Random transforms of training images: timm's and torchvision's, crop and resize made faster."""
 
     enabled: bool = True
     """Off: images are resized and cropped as in evaluation."""
@@ -35,15 +35,27 @@ class Augmentation(Section):
     """Probability of a vertical flip."""
     color_jitter: NonNegativeFloat | None = None
     """Strength of brightness, contrast and saturation jitter; None is off. Not together with auto_augment."""
-    auto_augment: Annotated[str, Field(pattern=r"^(rand|augmix|original|originalr|v0|v0r|3a)(-|$)")] | None = None
-    """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`; None is off."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees, either way, drawn evenly (torchvision's RandomRotation, bilinear); 0 is off."""
+    auto_augment: (
+        Annotated[str, Field(pattern=r"^((rand|augmix|original|originalr|v0|v0r|3a)(-|$)|trivial$)")] | None
+    ) = None
+    """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
+    TrivialAugmentWide; None is off."""
+    random_erasing_prob: Fraction = 0.0
+    """Probability that timm's RandomErasing blanks a part of an image, on the device, after normalisation."""
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Blank with 0, with one random colour, or with random pixels. No effect with random_erasing_prob=0."""
+    random_erasing_count: PositiveInt = 1
+    """Most parts of an image that are blanked. No effect with random_erasing_prob=0."""
 
 
 class Data(Section):
     """Shards, batches and the order of samples."""
 
     train_shards: str | tuple[str, ...]
-    """Tar shards: a path, glob, brace pattern, folder or `.txt` file of paths; several joined by `::`, or as a list."""
+    """Tar shards: a path or URL (s3, gs, http, https, hf), glob, brace pattern, folder, `.txt` list, or a `.json` list
+    of timm, open_clip or wids (`…/_info.json#train` for one of its splits); several joined by `::`, or as a list."""
     val_shards: str | tuple[str, ...]
     """Shards of the validation split, in the same forms."""
     prepare: Literal["digits"] | None = None
@@ -66,7 +78,21 @@ class Data(Section):
     shuffle_window_shards: PositiveInt = 4
     """Shards of a lane whose samples are shuffled together; part of the order."""
     index_dir: str | None = None
-    """Folder of index files; None keeps them beside the shards, or under ~/.cache/effnet where that is read-only."""
+    """Folder of index files; None keeps them beside the shards, or under ~/.cache/effnet where that is read-only or
+    remote. One that all nodes share saves each of them a scan of remote shards, which reads them whole."""
+    cache_dir: str = "~/.cache/effnet/shards"
+    """Folder on a local disk where the processes of a node keep remote shards. No effect on local ones."""
+    cache_bytes: PositiveInt = 64 * 1024**3
+    """Most bytes of remote shards kept on a node; those used longest ago give way."""
+    prefetch_shards: NonNegativeInt = 4
+    """Remote shards that each loader process fetches ahead of the one it reads; 0 is off."""
+    download_attempts: PositiveInt = 8
+    """Times that a request to a server is tried, at intervals that grow to 30 s, before the run stops to be retried."""
+    download_timeout_s: PositiveFloat = 60.0
+    """Longest wait for a server's answer, and for the next bytes of a shard."""
+    max_bad_fraction: Fraction = 0.001
+    """Training goes on without images that cannot be read, each replaced by the next in its shard, while these are no
+    more than this share of an epoch, or of all samples seen if those are more; 0 stops at the first."""
     image_size: PositiveInt | None = None
     """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"

@@ -32,12 +32,35 @@ CASES = [
     (
         ("model.in_chans=1", "data.augmentation.auto_augment=rand-m9"),
         "data.augmentation.auto_augment",
-        "null: timm's policies work on RGB images",
+        "null: the policies work on RGB images",
     ),
     (
         ("data.augmentation.color_jitter=0.4", "data.augmentation.auto_augment=rand-m9"),
         "data.augmentation.color_jitter",
         "null: timm leaves it out beside auto_augment = rand-m9",
+    ),
+    (
+        ("data.augmentation.random_erasing_mode=const",),
+        "data.augmentation.random_erasing_mode",
+        'its default, "pixel": with probability 0 nothing is erased',
+    ),
+    (
+        ("data.augmentation.random_erasing_count=3",),
+        "data.augmentation.random_erasing_count",
+        "its default, 1: with probability 0 nothing is erased",
+    ),
+    *(
+        (
+            ("data.augmentation.enabled=false", f"data.augmentation.{setting}"),
+            f"data.augmentation.{setting.partition('=')[0]}",
+            f"{off} beside data.augmentation.enabled = false",
+        )
+        for setting, off in (
+            ("rotation=5", "0"),
+            ("auto_augment=trivial", "null"),
+            ("color_jitter=0.4", "null"),
+            ("random_erasing_prob=0.2", "0"),
+        )
     ),
     (
         ("model.compound_phi=1", "model.width_multiplier=2"),

@@ -161,7 +161,7 @@ def test_a_whole_number_does_for_a_float() -> None:
         ("data.mean=[a, 1, 1]", "a list, each a finite number, or null"),
         ("data.augmentation.scale=5", "a list of 2, each a finite number above 0"),
         ("data.augmentation.scale=[1, 1, 1]", "a list of 2, each a finite number above 0"),
-        ("data.augmentation.auto_augment=autoaugment", "text matching ^(rand|augmix|original"),
+        ("data.augmentation.auto_augment=autoaugment", "text matching ^((rand|augmix|original"),
         ("data=5", "a section of the keys train_shards, val_shards,"),
         ("optimizer=", "a section of the keys opt, lr,"),
         ("optimizer.kwargs=5", "a mapping of names to values"),
