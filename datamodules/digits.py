@@ -26,7 +26,10 @@ SEED = 0
 def is_built(out_dir: Path) -> bool:
     """Whether all shards are there: the training split is written last."""
     info = out_dir / "_info.json"
-    return info.is_file() and "train" in json.loads(info.read_text(encoding="utf-8"))["splits"]
+    splits = json.loads(info.read_text(encoding="utf-8"))["splits"] if info.is_file() else {}
+    return "train" in splits and all(
+        (out_dir / name).is_file() for split in splits.values() for name in split["filenames"]
+    )
 
 
 def build(out_dir: Path, progress: Callable[[int], None] | None = None) -> None:
