@@ -1,19 +1,21 @@
 """The LightningDataModule: shards of ImageNet, or of anything in its form, in the exact order."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
 
 from configs.batches import BatchLayout
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.index import ShardIndex, open_index
-from datamodules.loaders import EpochLoader, EvaluationLoader, TrainingStream, make_loader
+from datamodules.index import ShardIndex
+from datamodules.loaders import Batch, EpochLoader, EvaluationLoader, LoaderError, TrainingStream, make_loader
 from datamodules.order import ORDER_VERSION, TrainingOrder
-from datamodules.source import EvaluationPlan, ShardSource, TrainingPlan
-from datamodules.transforms import Decode, Transform, evaluation_transform, training_transform
-from datamodules.urls import expand
+from datamodules.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
+from datamodules.splits import open_split, shard_cache
+from datamodules.substitution import Substituting
+from datamodules.transforms import Decode, Decoded, Transform, evaluation_transform, training_transform
+from datamodules.urls import find_shards
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -68,6 +70,8 @@ class ImageNetDataModule(LightningDataModule):
             num_lanes=self.data.num_lanes,
             window_shards=self.data.shuffle_window_shards,
         )
+        if stage == "fit":
+            self._check_cache()
         if stage == "fit" and self.order.samples < self.data.global_batch_size:
             raise DataError(
                 f"data.global_batch_size is {self.data.global_batch_size}, but there are only "
@@ -96,9 +100,9 @@ class ImageNetDataModule(LightningDataModule):
                 world_size=self.trainer.world_size,
             )
             decode = self._decode(evaluation_transform(self.data, self.image_size), seed=None)
-            source = ShardSource(self.val_index, plan)
+            source = self._source(self.val_index, plan)
             batch_size = self.data.eval_batch_size
-            loader = make_loader(source, decode, self.data, batch_size=batch_size, pin_memory=self.pin_memory)
+            loader = self._make_loader(source, decode, batch_size)
             self._val_loader = EvaluationLoader(loader, plan)
         return self._val_loader
 
@@ -128,32 +132,67 @@ class ImageNetDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """End the loaders' worker processes."""
         self._close_stream()
-        self._val_loader = None
+        if self._val_loader is not None:
+            self._val_loader.close()
+            self._val_loader = None
 
     def _open_indexes(self) -> None:
-        train, val = (expand(shards) for shards in (self.data.train_shards, self.data.val_shards))
-        self.train_index = self._open_index(train)
-        self.val_index = self._open_index(val)
+        self.train_index = self._open_index(self.data.train_shards)
+        self.val_index = self._open_index(self.data.val_shards)
 
-    def _open_index(self, shards: list[Path]) -> ShardIndex:
-        index = open_index(shards, index_dir=self.data.index_dir, progress=self.index_progress)
+    def _open_index(self, shards: str | tuple[str, ...]) -> ShardIndex:
+        cache = shard_cache(self.data)
+        found = find_shards(shards, cache.remote)
+        index = open_split(found, cache=cache, index_dir=self.data.index_dir, progress=self.index_progress)
         if int(index.labels.min()) < 0 or int(index.labels.max()) >= self.data.num_classes:
             raise DataError(
-                f"labels of {shards[0]} and the shards beside it go from {index.labels.min()} to {index.labels.max()}, "
-                f"but data.num_classes is {self.data.num_classes} (-1: a sample without a label)"
+                f"labels of {index.shards[0]} and the shards beside it go from {index.labels.min()} to "
+                f"{index.labels.max()}, but data.num_classes is {self.data.num_classes} (-1: a sample without a label)"
             )
         return index
 
+    def _check_cache(self) -> None:
+        """Refuse a cache too small for what a node shuffles at once: each shard would come over and over again."""
+        assert self.trainer is not None
+        if not self.train_index.shard_tags:
+            return
+        lanes = -(-self.data.num_lanes // self.trainer.num_nodes)
+        shards = min(lanes * self.data.shuffle_window_shards, len(self.train_index.shards))
+        needed = sum(sorted(self.train_index.shard_bytes.tolist())[-shards:])
+        if needed > self.data.cache_bytes:
+            raise DataError(
+                f"data.cache_bytes is {self.data.cache_bytes:,}, but a node reads {shards} shards at once "
+                f"(data.num_lanes, data.shuffle_window_shards): at least {needed:,} are needed"
+            )
+
+    def _source(self, index: ShardIndex, plan: Plan, *, first: int = 0) -> ShardSource:
+        prefetch_shards = self.data.prefetch_shards
+        return ShardSource(index, plan, first=first, cache=shard_cache(self.data), prefetch_shards=prefetch_shards)
+
     def _decode(self, transform: Transform, *, seed: int | None) -> Decode:
         return Decode(transform, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
+
+    def _make_loader(
+        self, source: ShardSource, decode: Callable[[RawSample], Decoded], batch_size: int
+    ) -> DataLoader[Batch | LoaderError]:
+        return make_loader(
+            source,
+            decode,
+            self.data,
+            batch_size=batch_size,
+            pin_memory=self.pin_memory,
+            image_bytes=self.in_chans * self.image_size**2,
+        )
 
     def _open_stream(self, *, first: int) -> TrainingStream:
         assert self.trainer is not None
         plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank)
         decode = self._decode(training_transform(self.data, self.image_size), seed=self.seed)
-        source = ShardSource(self.train_index, plan, first=first)
+        source = self._source(self.train_index, plan, first=first)
         batch_size = self.data.micro_batch_size
-        loader = make_loader(source, decode, self.data, batch_size=batch_size, pin_memory=self.pin_memory)
+        plan.batch(first)  # computes the epoch's order, which the workers then share
+        stage = Substituting(decode, source) if self.data.max_bad_fraction else decode
+        loader = self._make_loader(source, stage, batch_size)
         return TrainingStream(loader, first=first)
 
     def _close_stream(self) -> None:

@@ -1,28 +1,33 @@
 """The index of a split: where each sample lies in which shard, and its label. Made by one scan of the headers.
 
 Kept as one compact binary file (a few arrays in NumPy's format, never pickled), it is checked against size and
-modification time of every shard; shards that changed are scanned again.
+modification time of every shard, or the server's tag; shards that changed are scanned again.
 """
 
 import hashlib
-import json
 import os
+import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.problems import DataError
-from datamodules import tar
+from datamodules.cache import ShardCache
+from datamodules.journal import Journal
+from datamodules.locations import Shard, Url
+from datamodules.locks import NO_LOCKS, file_lock
+from datamodules.scan import Scan, Version, scan_shards
 
 FORMAT_VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What np.load raises for a file that is not whole, or not an archive of arrays."""
 Int64 = NDArray[np.int64]
 
 
@@ -31,22 +36,24 @@ class ShardIndex:
     """All samples of a split, numbered shard after shard in the order of the shards.
 
     Attributes:
-        shards: Paths of the tar files.
+        shards: Paths or URLs of the tar files.
         shard_bytes: (shards,) int64, size of each file.
-        shard_mtime_ns: (shards,) int64, modification time of each file in nanoseconds.
+        shard_mtime_ns: (shards,) int64, modification time of each file in nanoseconds; 0 for a remote one.
         shard_samples: (shards,) int64, samples in each file.
         offsets: (samples,) int64, byte at which a sample's first header begins.
         sizes: (samples,) int64, bytes from there to the end of its last member.
         labels: (samples,) int64, the class; -1 where the sample has none.
+        shard_tags: (shards,) what tells a remote file from its other versions; nothing where all are local.
     """
 
-    shards: tuple[Path, ...]
+    shards: tuple[Shard, ...]
     shard_bytes: Int64
     shard_mtime_ns: Int64
     shard_samples: Int64
     offsets: Int64
     sizes: Int64
     labels: Int64
+    shard_tags: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -70,214 +77,235 @@ class ShardIndex:
         """Position in ``shards`` of the file that holds a sample."""
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
+    def fits(self, shard: int, stat: os.stat_result) -> bool:
+        """Whether a file's size and modification time are those of the shard when it was scanned."""
+        return (stat.st_size, stat.st_mtime_ns) == (int(self.shard_bytes[shard]), int(self.shard_mtime_ns[shard]))
 
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    size: int
-    mtime_ns: int
-    offsets: list[int]
-    sizes: list[int]
-    labels: list[int]
+    def version(self, shard: int) -> Version:
+        """What a shard was when it was scanned."""
+        tag = self.shard_tags[shard] if self.shard_tags else ""
+        return Version(int(self.shard_bytes[shard]), int(self.shard_mtime_ns[shard]), tag)
 
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member, by webdataset's convention: cut at the first dot of the base name.
-
-    Source: https://github.com/webdataset/webdataset, base_plus_ext.
-    """
-    path = PurePosixPath(name)
-    base, _, extension = path.name.partition(".")
-    return str(path.with_name(base)) if base else "", extension.lower()
-
-
-def read_members(data: BinaryIO, *, length: int, source: str) -> Iterator[tuple[str, list[tuple[str, tar.Member]]]]:
-    """Samples of an archive: the key, and (extension, member) of consecutive members that share it."""
-    key: str | None = None
-    group: list[tuple[str, tar.Member]] = []
-    for member in tar.members(data, length=length, source=source):
-        if ".." in PurePosixPath(member.name).parts:
-            raise DataError(f"{source}: member {member.name!r} points out of the archive")
-        member_key, extension = split_name(member.name)
-        if (
-            not member_key
-            or not extension
-            or member_key.startswith("__")
-            or PurePosixPath(member.name).name[:2] == "__"
-        ):
-            continue
-        if key is not None and member_key != key:
-            yield key, group
-            group = []
-        key = member_key
-        group.append((extension, member))
-    if key is not None:
-        yield key, group
-
-
-def scan_shard(path: Path) -> _Scan:
-    """Read the headers of one shard, and its labels.
-
-    Raises:
-        DataError: If it is missing, truncated, or a sample of it has no image or no readable label.
-    """
-    try:
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            scan = _Scan(stat.st_size, stat.st_mtime_ns, [], [], [])
-            for key, group in read_members(file, length=stat.st_size, source=str(path)):
-                extensions = [extension for extension, _ in group]
-                if len(set(extensions)) < len(extensions):
-                    raise DataError(f"{path}: sample {key} has {extensions} twice over")
-                if not any(extension in IMAGE_EXTENSIONS for extension in extensions):
-                    raise DataError(f"{path}: sample {key} has {extensions}, none of {', '.join(IMAGE_EXTENSIONS)}")
-                start = group[0][1].offset
-                scan.offsets.append(start)
-                scan.sizes.append(group[-1][1].end - start)
-                scan.labels.append(_label(file, group, f"{path}: sample {key}"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if not scan.offsets:
-        raise DataError(f"{path}: no sample in it")
-    return scan
-
-
-def _label(file: BinaryIO, group: list[tuple[str, tar.Member]], source: str) -> int:
-    named = dict(group)
-    for extension in ("cls", "json"):
-        member = named.get(extension)
-        if member is None:
-            continue
-        file.seek(member.data_offset)
-        text = file.read(min(member.size, 1 << 20)).decode("utf-8", "replace")
-        try:
-            value = int(text) if extension == "cls" else _json_label(text)
-        except ValueError:
-            raise DataError(f"{source}: .{extension} is not a label: {text[:80]!r}") from None
-        if value is not None:
-            return value
-    return -1
-
-
-def _json_label(text: str) -> int | None:
-    fields = json.loads(text)
-    for name in ("label", "cls", "class", "target"):
-        if isinstance(fields, dict) and isinstance(fields.get(name), int):
-            return int(fields[name])
-    return None
+    def scan(self, shard: int) -> Scan:
+        """What the scan of a shard has found."""
+        part = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
+        offsets, sizes, labels = (array[part].tolist() for array in (self.offsets, self.sizes, self.labels))
+        return Scan(self.version(shard), offsets, sizes, labels)
 
 
 def build_index(
-    shards: Sequence[Path], *, reuse: ShardIndex | None = None, progress: Callable[[int], None] | None = None
+    shards: Sequence[Shard],
+    *,
+    reuse: ShardIndex | None = None,
+    cache: ShardCache | None = None,
+    journal: Journal | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ShardIndex:
     """Scan shards, several at once.
 
     Args:
         shards: In the order in which samples are numbered.
-        reuse: An older index; its shards that have not changed are not read again.
+        reuse: An older index; its shards that are in the same place and have not changed are not read again.
+        cache: Through which remote shards are read; needed where there is one.
+        journal: Keeps each scan at once. What it has kept already is used like an older index.
         progress: Called with 1 after each shard.
 
     Raises:
-        DataError: For the first shard that cannot be read.
+        DataError: For a shard that cannot be read.
+        UnreachableError: If a server does not answer.
     """
-    known = {path.name: i for i, path in enumerate(reuse.shards)} if reuse else {}
-
-    def scan(path: Path) -> _Scan:
-        old = known.get(path.name)
-        if reuse is not None and old is not None and _unchanged(path, reuse, old):
-            part = slice(int(reuse.starts[old]), int(reuse.starts[old + 1]))
-            arrays = (reuse.offsets[part], reuse.sizes[part], reuse.labels[part])
-            found = _Scan(
-                int(reuse.shard_bytes[old]), int(reuse.shard_mtime_ns[old]), *(array.tolist() for array in arrays)
-            )
-        else:
-            found = scan_shard(path)
-        if progress is not None:
-            progress(1)
-        return found
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        scans = list(pool.map(scan, shards))
+    known = {shard: reuse.scan(i) for i, shard in enumerate(reuse.shards)} if reuse else {}
+    known |= journal.scans if journal else {}
+    versions = dict(zip(shards, _versions(shards, cache), strict=True))
+    scans = {shard: known[shard] for shard in shards if shard in known and known[shard].version == versions[shard]}
+    advance = progress or (lambda _: None)
+    for _ in scans:
+        advance(1)
+    missing = [shard for shard in shards if shard not in scans]
+    for shard, scan in scan_shards(missing, versions=versions, cache=cache):
+        scans[shard] = scan
+        if journal is not None:
+            journal.append(shard, scan)
+        advance(1)
+    in_order = [scans[shard] for shard in shards]
 
     def column(values: Iterator[Sequence[int]]) -> Int64:
         return np.concatenate([np.asarray(value, dtype=np.int64) for value in values])
 
     return ShardIndex(
         shards=tuple(shards),
-        shard_bytes=np.array([s.size for s in scans], dtype=np.int64),
-        shard_mtime_ns=np.array([s.mtime_ns for s in scans], dtype=np.int64),
-        shard_samples=np.array([len(s.offsets) for s in scans], dtype=np.int64),
-        offsets=column(s.offsets for s in scans),
-        sizes=column(s.sizes for s in scans),
-        labels=column(s.labels for s in scans),
+        shard_bytes=np.array([s.version.size for s in in_order], dtype=np.int64),
+        shard_mtime_ns=np.array([s.version.mtime_ns for s in in_order], dtype=np.int64),
+        shard_samples=np.array([len(s.offsets) for s in in_order], dtype=np.int64),
+        offsets=column(s.offsets for s in in_order),
+        sizes=column(s.sizes for s in in_order),
+        labels=column(s.labels for s in in_order),
+        shard_tags=tuple(s.version.tag for s in in_order) if any(isinstance(shard, Url) for shard in shards) else (),
     )
 
 
-def index_file(shards: Sequence[Path], index_dir: str | None) -> Path:
-    """Where the index of these shards is kept."""
-    names = "\n".join(path.name for path in shards)
-    name = f".effnet-index-{hashlib.sha256(names.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.npz"
-    if index_dir is not None:
-        return Path(index_dir) / name
-    beside = shards[0].parent
-    if os.access(beside, os.W_OK):
-        return beside / name
-    place = hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:12]
-    return Path.home() / ".cache" / "effnet" / "indexes" / place / name
+def index_file(shards: Sequence[Shard], index_dir: str | None) -> Path:
+    """Where the index of these shards is written: in index_dir, else beside them, else in the user's cache."""
+    beside = _beside(shards)
+    if index_dir is None and beside is not None and os.access(beside.parent, os.W_OK):
+        return beside
+    folder = Path(index_dir).expanduser() if index_dir is not None else Path.home() / ".cache" / "effnet" / "indexes"
+    place = [str(shards[0].parent.resolve())] if isinstance(shards[0], Path) else []
+    return folder / _file_name([*place, *_names(shards)])
+
+
+def _beside(shards: Sequence[Shard]) -> Path | None:
+    return shards[0].parent / _file_name(_names(shards)) if isinstance(shards[0], Path) else None
+
+
+def _file_name(parts: Sequence[str]) -> str:
+    text = "\n".join(parts).encode("utf-8", "surrogateescape")
+    return f".effnet-index-{hashlib.sha256(text).hexdigest()[:12]}.npz"
+
+
+def _names(shards: Sequence[Shard]) -> list[str]:
+    """URLs, and paths as seen from the first shard's folder, so that a folder may move with its index in it."""
+    folder = shards[0].parent if isinstance(shards[0], Path) else Path("/")
+    return [os.path.relpath(shard, folder) if isinstance(shard, Path) else str(shard) for shard in shards]
 
 
 def save_index(index: ShardIndex, file: Path) -> None:
-    """Write the index, replacing an older one in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            version=np.int64(FORMAT_VERSION),
-            names=np.array([path.name for path in index.shards]),
-            shard_bytes=index.shard_bytes,
-            shard_mtime_ns=index.shard_mtime_ns,
-            shard_samples=index.shard_samples,
-            offsets=index.offsets,
-            sizes=index.sizes.astype(np.int32 if int(index.sizes.max()) < 2**31 else np.int64),
-            labels=index.labels.astype(np.int32),
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    """Write the index, replacing an older one in one step.
 
-
-def load_index(shards: Sequence[Path], file: Path) -> ShardIndex | None:
-    """The saved index of these shards, or None where there is none that can be read."""
+    Raises:
+        DataError: If it cannot be written there.
+    """
+    # Not the process id: in containers, processes of several nodes have the same one, and write to the same folder.
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if int(arrays["version"]) != FORMAT_VERSION or arrays["names"].tolist() != [path.name for path in shards]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                version=np.int64(FORMAT_VERSION),
+                names=np.array(_names(index.shards)),
+                shard_bytes=index.shard_bytes,
+                shard_mtime_ns=index.shard_mtime_ns,
+                shard_samples=index.shard_samples,
+                offsets=index.offsets,
+                sizes=index.sizes.astype(np.int32 if int(index.sizes.max()) < 2**31 else np.int64),
+                labels=index.labels.astype(np.int32),
+                shard_tags=np.array(index.shard_tags, dtype=str),
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        raise _not_written(file, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _not_written(file: Path, error: OSError) -> DataError:
+    return DataError(f"the index cannot be written to {file} ({error.strerror}): set data.index_dir")
+
+
+def load_index(shards: Sequence[Shard], file: Path) -> ShardIndex | None:
+    """The saved index of these shards, or None where there is none that can be read."""
+    columns = ("shard_bytes", "shard_mtime_ns", "shard_samples", "offsets", "sizes", "labels")
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            if int(arrays["version"]) != FORMAT_VERSION or arrays["names"].tolist() != _names(shards):
                 return None
-            columns = ("shard_bytes", "shard_mtime_ns", "shard_samples", "offsets", "sizes", "labels")
-            return ShardIndex(tuple(shards), **{name: arrays[name].astype(np.int64) for name in columns})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            tags = tuple(map(str, arrays["shard_tags"].tolist())) if "shard_tags" in arrays.files else ()
+            found = {name: arrays[name].astype(np.int64) for name in columns}
+            index = ShardIndex(tuple(shards), **found, shard_tags=tags)
+    except _DAMAGED:
         return None
+    per_shard = {array.shape for array in (index.shard_bytes, index.shard_mtime_ns, index.shard_samples)}
+    per_sample = {array.shape for array in (index.offsets, index.sizes, index.labels)}
+    fitting = per_shard == {(len(shards),)} and per_sample == {(int(index.shard_samples.sum()),)}
+    return index if fitting and len(tags) in (0, len(shards)) else None
 
 
 def open_index(
-    shards: Sequence[Path], *, index_dir: str | None = None, progress: Callable[[int], None] | None = None
+    shards: Sequence[Shard],
+    *,
+    index_dir: str | None = None,
+    cache: ShardCache | None = None,
+    rescan: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> ShardIndex:
     """The index of these shards: read where it is up to date, else made and saved.
 
+    Of several processes that find none, one makes it while the others wait. A scan that is cut short goes on where it
+    was.
+
+    Args:
+        shards: In the order in which samples are numbered.
+        index_dir: Folder for the index; None keeps it beside the shards or in the user's cache.
+        cache: Through which remote shards are read; needed where there is one.
+        rescan: Scan all shards, whatever an earlier index says.
+        progress: Called with the number of shards done, as they are.
+
     Raises:
         DataError: If a shard cannot be read.
+        UnreachableError: If a server does not answer.
     """
     file = index_file(shards, index_dir)
-    saved = load_index(shards, file)
-    if saved is not None and all(_unchanged(path, saved, i) for i, path in enumerate(shards)):
-        return saved
-    index = build_index(shards, reuse=saved, progress=progress)
-    save_index(index, file)
-    return index
+    beside = _beside(shards)
+    places = list(dict.fromkeys([beside, file])) if index_dir is None and beside is not None else [file]
+    found, _ = (None, None) if rescan else _saved(shards, places, cache)
+    if found is not None:
+        return found
+    with ExitStack() as stack:
+        journal = _begin(stack, file, shards)
+        found, outdated = (None, None) if rescan else _saved(shards, places, cache)
+        if found is None:
+            found = build_index(shards, reuse=outdated, cache=cache, journal=journal, progress=progress)
+            save_index(found, file)
+        if journal is not None:
+            journal.remove()
+    return found
 
 
-def _unchanged(path: Path, index: ShardIndex, shard: int) -> bool:
+def _begin(stack: ExitStack, file: Path, shards: Sequence[Shard]) -> Journal | None:
+    """Wait until no other process makes this index, and take up what is left of an earlier attempt.
+
+    A file system without locks does without both: several may write the same index, each in one step.
+    """
     try:
-        stat = path.stat()
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) == (int(index.shard_bytes[shard]), int(index.shard_mtime_ns[shard]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(file_lock(file.with_suffix(".lock")))
+        return stack.enter_context(Journal(file.with_suffix(".part"), shards))
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise _not_written(file, error) from error
+
+
+def _saved(
+    shards: Sequence[Shard], places: Sequence[Path], cache: ShardCache | None
+) -> tuple[ShardIndex | None, ShardIndex | None]:
+    """The saved index that is up to date, or else the last one that is not."""
+    saved = [index for index in (load_index(shards, place) for place in places) if index is not None]
+    versions = _versions(shards, cache) if saved else []
+    for index in saved:
+        if all(index.version(i) == version for i, version in enumerate(versions)):
+            return index, None
+    return None, saved[-1] if saved else None
+
+
+def _versions(shards: Sequence[Shard], cache: ShardCache | None) -> list[Version | None]:
+    """What each shard is now; None for a local one that is not there."""
+    urls = [shard for shard in shards if isinstance(shard, Url)]
+    if urls and cache is None:
+        raise ValueError("remote shards are read through a cache")
+    stats = dict(zip(urls, cache.remote.stat_all(urls), strict=True)) if urls and cache is not None else {}
+    versions: list[Version | None] = []
+    for shard in shards:
+        if isinstance(shard, Url):
+            versions.append(Version(stats[shard].size, 0, stats[shard].tag))
+        else:
+            try:
+                stat = shard.stat()
+                versions.append(Version(stat.st_size, stat.st_mtime_ns, ""))
+            except OSError:
+                versions.append(None)
+    return versions

@@ -2,7 +2,7 @@
 
 The standard library's tarfile costs about ten times as much per member, and reads on where a size is nonsense. Formats:
 v7, ustar, GNU (long names, base-256 numbers) and pax (path and size). What a shard has no use for is refused: sparse
-files, negative or absurd sizes, archives that end before their end.
+files, links, negative or absurd sizes, archives that end before their end or go on after it.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,11 @@ from configs.problems import DataError
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
 SPARSE = b"S"
+LINKS = (b"1", b"2")
 GNU_LONG_NAME, GNU_LONG_LINK, PAX, PAX_GLOBAL = b"L", b"K", b"x", b"g"
 MAX_NAME_BYTES = 65536
+MAX_DIGITS = 20
+_ZEROS = bytes(BLOCK)
 
 
 class Member(NamedTuple):
@@ -38,13 +41,14 @@ class Member(NamedTuple):
         return self.data_offset + _padded(self.size)
 
 
-def members(file: BinaryIO, *, length: int, source: str) -> Iterator[Member]:
+def members(file: BinaryIO, *, length: int, source: str, whole: bool = True) -> Iterator[Member]:
     """All regular files of an archive, or of a run of members cut out of one, in order.
 
     Args:
         file: Seekable, positioned anywhere.
         length: Bytes that the archive or run has.
         source: What to call it in errors.
+        whole: An archive, which ends with blocks of zeros. One without them was cut between two members.
 
     Raises:
         DataError: If the archive is truncated, damaged or of a kind that is refused.
@@ -57,11 +61,12 @@ def members(file: BinaryIO, *, length: int, source: str) -> Iterator[Member]:
         header = file.read(BLOCK)
         if len(header) < BLOCK:
             raise DataError(f"{source}: truncated tar, {length} bytes, cut in the header at byte {position}")
-        if header == bytes(BLOCK):
+        if header == _ZEROS:
+            _check_end(file, source, position)
             return
         _check(header, source, position)
         kind = header[156:157]
-        size = int(pax["size"]) if "size" in pax else _number(header[124:136], source, position)
+        size = _pax_size(pax, source, position) if "size" in pax else _number(header[124:136], source, position)
         if size < 0 or position + BLOCK + size > length:
             raise DataError(
                 f"{source}: truncated or damaged tar, {length} bytes, a member of {size} bytes begins at {position}"
@@ -79,14 +84,21 @@ def members(file: BinaryIO, *, length: int, source: str) -> Iterator[Member]:
             continue
         if kind == SPARSE or any(key.startswith("GNU.sparse") for key in pax):
             raise DataError(f"{source}: sparse member at byte {position}: not supported in a shard")
+        if kind in LINKS:
+            raise DataError(
+                f"{source}: {_name(header)!r} at byte {position} is a link: pack its contents "
+                "(tar --dereference --hard-dereference)"
+            )
         if kind in REGULAR:
             yield Member(pax.get("path") or long_name or _name(header), start, data, size)
             position = data + _padded(size)
         else:
-            position = data  # a folder, link or device has no contents
+            position = data  # a folder or device has no contents
         start, long_name, pax = position, None, {}
     if position > start:
         raise DataError(f"{source}: truncated tar, an extended header without its member at byte {start}")
+    if whole:
+        raise DataError(f"{source}: truncated tar, {length} bytes, its end is missing")
 
 
 def _padded(size: int) -> int:
@@ -114,11 +126,24 @@ def _check(header: bytes, source: str, position: int) -> None:
         raise DataError(f"{source}: not a tar header at byte {position} (wrong checksum)")
 
 
+def _check_end(file: BinaryIO, source: str, position: int) -> None:
+    """After the end there is padding alone. Members there, as of archives joined by `cat`, would be lost in silence."""
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) < len(chunk):
+            raise DataError(f"{source}: the tar ends at byte {position}, but more follows: two archives in one file?")
+
+
+def _pax_size(pax: dict[str, str], source: str, position: int) -> int:
+    if not (pax["size"].isascii() and pax["size"].isdigit() and len(pax["size"]) <= MAX_DIGITS):
+        raise DataError(f"{source}: not a size in the pax header at byte {position}: {pax['size']!r}")
+    return int(pax["size"])
+
+
 def _pax_records(body: bytes, source: str, position: int) -> dict[str, str]:
     records = {}
     while body.strip(b"\0"):
         digits, _, _ = body.partition(b" ")
-        if not digits.isdigit() or not 0 < int(digits) <= len(body):
+        if not digits.isdigit() or len(digits) > MAX_DIGITS or not 0 < int(digits) <= len(body):
             raise DataError(f"{source}: damaged pax header at byte {position}")
         record, body = body[len(digits) + 1 : int(digits) - 1], body[int(digits) :]
         key, _, value = record.partition(b"=")

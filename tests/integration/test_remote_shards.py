@@ -1,0 +1,330 @@
+"""Epochs from real servers on loopback: over HTTP that fails in every way, and over S3 (moto's server)."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import pytest
+import torch
+
+from configs.problems import DataError, UnreachableError
+from configs.schema import Data
+from datamodules import remote
+from datamodules.imagenet import ImageNetDataModule
+from datamodules.loaders import Batch
+from tests.conftest import NUM_CLASSES
+from tests.integration.runs import losses, train
+from tests.web import FaultyServer
+
+SAMPLES, VALIDATION_SAMPLES = 129, 37
+Build = Callable[..., ImageNetDataModule]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[FaultyServer]:
+    made = FaultyServer(shards)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Iterator[Build]:
+    """Makes data modules of one rank, set up at the start of a run."""
+    made: list[ImageNetDataModule] = []
+
+    def make(place: str, *, train: str = "_info.json#train", val: str = "_info.json#validation", **changes: Any) -> Any:
+        fields = {
+            "train_shards": f"{place}{train}",
+            "val_shards": f"{place}{val}",
+            "num_classes": NUM_CLASSES,
+            "global_batch_size": 16,
+            "micro_batch_size": 4,
+            "eval_batch_size": 8,
+            "num_workers": 0,
+            "num_lanes": 4,
+            "shuffle_window_shards": 2,
+            "index_dir": str(tmp_path / "indexes"),
+            "cache_dir": str(tmp_path / "cache"),
+            "download_attempts": 4,
+            "download_timeout_s": 5.0,
+        }
+        module = ImageNetDataModule(Data.model_validate(fields | changes), seed=0, image_size=16, in_chans=3)
+        module.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=0, world_size=1, global_step=0, current_epoch=0, num_nodes=1
+        )
+        made.append(module)
+        module.prepare_data()
+        module.setup("fit")
+        return module
+
+    yield make
+    for module in made:
+        module.teardown("fit")
+
+
+def epochs(module: ImageNetDataModule, count: int = 1) -> list[Batch]:
+    trainer: Any = module.trainer
+    batches = []
+    for epoch in range(count):
+        trainer.current_epoch = epoch
+        loader = module.train_dataloader()
+        batches += list(loader)
+        trainer.global_step += len(loader) // module.layout.accumulate_grad_batches
+    return batches
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
+
+
+def counted(module: ImageNetDataModule) -> list[int]:
+    return sorted(s for batch in module.val_dataloader() for s in batch.samples[batch.weights == 1].tolist())
+
+
+@pytest.fixture
+def expected(build: Build, shards: Path, tmp_path: Path) -> list[Batch]:
+    """Two epochs from the local files."""
+    return epochs(build(f"{shards}/", index_dir=str(tmp_path / "local")), 2)
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_epochs_over_http_hold_each_sample_once_in_the_local_order(
+    num_workers: int, build: Build, expected: list[Batch], server: FaultyServer, tmp_path: Path
+) -> None:
+    module = build(server.url(), num_workers=num_workers)
+    empty(tmp_path / "cache")
+    server.requests.clear()
+    found = epochs(module, 2)
+    assert_equal(found, expected)
+    samples = [sample for batch in found for sample in batch.samples.tolist()]
+    assert all(samples.count(sample) in (2, 3) for sample in range(SAMPLES))  # the last batch spans the seam
+    assert counted(module) == list(range(VALIDATION_SAMPLES))
+    assert [server.gets(f"toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+    assert [server.gets(f"toy-validation-{i:05d}.tar") for i in range(2)] == [1] * 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_from_a_failing_server_is_whole(
+    num_workers: int, build: Build, expected: list[Batch], server: FaultyServer, tmp_path: Path
+) -> None:
+    module = build(server.url(), num_workers=num_workers, download_timeout_s=1.0)
+    empty(tmp_path / "cache")
+    for i, faults in enumerate((["503", "503"], ["stall"], ["truncate", "reset"], ["reset"], ["short", "500"])):
+        server.faults[f"/toy-train-{i:05d}.tar"] = faults
+    assert_equal(epochs(module, 2), expected)
+    assert all(not faults for faults in server.faults.values())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("fault", ["503", "truncate", "reset"])
+def test_an_epoch_from_a_server_that_fails_for_good_fails_with_url_attempts_and_last_error(
+    fault: str, num_workers: int, build: Build, server: FaultyServer, tmp_path: Path
+) -> None:
+    module = build(server.url(), num_workers=num_workers, download_attempts=2)
+    empty(tmp_path / "cache")
+    server.always["/toy-train-00003.tar"] = fault
+    with pytest.raises(UnreachableError, match=r"/toy-train-00003\.tar: 2 attempts failed, the last with \w+: "):
+        epochs(module)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_changes_in_mid_epoch_ends_it(
+    num_workers: int, build: Build, shards: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in shards.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    server = FaultyServer(copy)
+    module = build(server.url(), num_workers=num_workers)
+    empty(tmp_path / "cache")
+    (copy / "toy-train-00002.tar").write_bytes((copy / "toy-train-00001.tar").read_bytes())
+    with pytest.raises(DataError, match=r"toy-train-00002\.tar: the shard has changed since it was indexed"):
+        epochs(module)
+    server.close()
+
+
+def test_a_cache_smaller_than_the_data_gives_the_same_epochs(
+    build: Build, expected: list[Batch], server: FaultyServer, shards: Path, tmp_path: Path
+) -> None:
+    largest = max(file.stat().st_size for file in shards.glob("*.tar"))
+    module = build(server.url(), num_workers=2, cache_bytes=5 * largest, shuffle_window_shards=1, num_lanes=4)
+    expected = epochs(build(f"{shards}/", shuffle_window_shards=1, index_dir=str(tmp_path / "local")), 2)
+    assert_equal(epochs(module, 2), expected)
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 5 * largest
+
+
+def test_a_cache_too_small_for_the_shuffle_is_refused_before_training(build: Build, server: FaultyServer) -> None:
+    with pytest.raises(DataError, match=r"data\.cache_bytes is 200,000, but a node reads 5 shards at once .* at least"):
+        build(server.url(), cache_bytes=200_000)
+
+
+def test_two_runs_on_a_node_fetch_each_shard_once(
+    build: Build, expected: list[Batch], server: FaultyServer, tmp_path: Path
+) -> None:
+    modules = [build(server.url(), num_workers=1) for _ in range(2)]
+    empty(tmp_path / "cache")
+    server.requests.clear()
+    server.delay_s = 0.2
+    streams = [module.train_dataloader() for module in modules]
+    for pair in zip(*streams, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(*pair, strict=True))
+    assert [server.gets(f"toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+
+
+def test_the_ranks_of_a_node_fetch_each_shard_once(
+    toy_overrides: Callable[..., list[str]], server: FaultyServer, tmp_path: Path
+) -> None:
+    places = {
+        "trainer.devices": 2,
+        "trainer.max_epochs": 1,
+        "data.num_workers": 1,
+        "data.train_shards": server.url("_info.json#train"),
+        "data.val_shards": server.url("_info.json#validation"),
+        "data.index_dir": tmp_path / "indexes",
+        "data.cache_dir": tmp_path / "cache",
+    }
+    run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="distant")
+    assert len(losses(run)) == 9
+    assert [server.gets(f"toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+
+
+def test_a_run_whose_server_is_away_ends_to_be_retried(
+    toy_overrides: Callable[..., list[str]], server: FaultyServer, tmp_path: Path
+) -> None:
+    server.always["/toy-train-00000.tar"] = "503"
+    places = {
+        "data.train_shards": server.url("_info.json#train"),
+        "data.index_dir": tmp_path / "indexes",
+        "data.cache_dir": tmp_path / "cache",
+        "data.download_attempts": 2,
+    }
+    run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="away", expected=1)
+    [outcome] = run.outcomes()
+    assert outcome["exit_class"] == "retry"
+    assert f"{server.url('toy-train-00000.tar')}: 2 attempts failed" in outcome["reason"]
+
+
+# S3
+
+
+@pytest.fixture(scope="module")
+def s3(shards: Path) -> Iterator[str]:
+    """A bucket with the shards, on a real S3 API in a process of its own; the URL of its folder."""
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    code = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        number = _free_port()
+        endpoint = f"http://127.0.0.1:{number}"
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(number)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            client = _client(endpoint, process)
+            client.create_bucket(Bucket="images")
+            for file in shards.iterdir():
+                if not file.name.startswith("."):
+                    client.upload_file(str(file), "images", f"toy/{file.name}")
+            yield "s3://images/toy/"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _client(endpoint: str, process: "subprocess.Popen[bytes]") -> Any:
+    client = boto3.client("s3", endpoint_url=endpoint)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.list_buckets()
+        except Exception:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        else:
+            return client
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("train_shards", "val_shards"),
+    [
+        ("toy-train-{00000..00004}.tar", "toy-validation-*.tar"),
+        ("_info.json#train", "#validation"),
+    ],
+)
+def test_epochs_from_s3_are_those_of_local_files(
+    train_shards: str, val_shards: str, num_workers: int, build: Build, expected: list[Batch], s3: str
+) -> None:
+    module = build(s3, train=train_shards, val=val_shards, num_workers=num_workers)
+    assert_equal(epochs(module, 2), expected)
+    assert counted(module) == list(range(VALIDATION_SAMPLES))
+
+
+def test_a_folder_in_s3_stands_for_its_tars(build: Build, s3: str) -> None:
+    module = build(s3, train="", val="#validation")
+    assert [str(url) for url in module.train_index.shards] == [
+        *(f"{s3}toy-train-{i:05d}.tar" for i in range(5)),
+        *(f"{s3}toy-validation-{i:05d}.tar" for i in range(2)),
+    ]
+
+
+def test_a_bucket_or_shard_that_is_not_there_is_a_data_error(build: Build, s3: str) -> None:
+    for place, what in (("s3://gone/", "gone"), (s3, r"toy-train-00099\.tar")):
+        with pytest.raises(DataError, match=what):
+            build(place, train="toy-train-00099.tar", val="toy-validation-{00000..00001}.tar")
+
+
+def test_an_s3_server_that_is_away_is_unreachable(build: Build, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
+    remote._filesystem_of.cache_clear()
+    try:
+        with pytest.raises(UnreachableError, match="1 attempt failed, the last with"):
+            build(s3, train="toy-train-{00000..00004}.tar", download_attempts=1)
+    finally:
+        remote._filesystem_of.cache_clear()
+
+
+def test_the_index_command_indexes_remote_shards(s3: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "datamodules", "index", f"{s3}_info.json#train"]
+    options = ["--index-dir", str(tmp_path / "indexes"), "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, env=os.environ.copy())
+    assert done.returncode == 0, done.stderr
+    assert "129 samples in 5 shards" in done.stderr

@@ -1,0 +1,256 @@
+"""The data module where Lightning meets it: a stand-in for the trainer says rank, step and epoch, all else is real."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.problems import DataError
+from configs.schema import Data
+from datamodules.imagenet import ImageNetDataModule
+from datamodules.loaders import Batch
+from tests.unit.datamodules.archives import write_samples, write_tar
+
+SAMPLES, STEPS = 129, 9  # 129 samples in batches of 16: the first epoch ends in the ninth
+Build = Callable[..., ImageNetDataModule]
+
+
+@pytest.fixture
+def build(shards: Path) -> Iterator[Build]:
+    """Makes data modules, set up for a rank and step."""
+    made: list[ImageNetDataModule] = []
+
+    def make(
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        step: int = 0,
+        epoch: int = 0,
+        seed: int = 0,
+        stage: str = "fit",
+        **changes: Any,
+    ) -> ImageNetDataModule:
+        fields = {
+            "train_shards": f"{shards}/toy-train-*.tar",
+            "val_shards": f"{shards}/toy-validation-*.tar",
+            "num_classes": 4,
+            "global_batch_size": 16,
+            "micro_batch_size": 4,
+            "eval_batch_size": 8,
+            "num_workers": 0,
+            "num_lanes": 4,
+            "shuffle_window_shards": 2,
+        }
+        module = ImageNetDataModule(Data.model_validate(fields | changes), seed=seed, image_size=16, in_chans=3)
+        module.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=world_size, global_step=step, current_epoch=epoch
+        )
+        made.append(module)
+        module.prepare_data()
+        module.setup(stage)
+        return module
+
+    yield make
+    for module in made:
+        module.teardown("fit")
+
+
+def train(module: ImageNetDataModule, epochs: int) -> list[Batch]:
+    """What Lightning would train on up to the end of that many epochs."""
+    trainer: Any = module.trainer
+    batches = []
+    for epoch in range(trainer.current_epoch, epochs):
+        trainer.current_epoch = epoch
+        loader = module.train_dataloader()
+        batches += list(loader)
+        trainer.global_step += len(loader) // module.layout.accumulate_grad_batches
+    return batches
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path) -> list[Batch]:
+    """Three epochs on one rank, without workers."""
+    data = Data(
+        train_shards=f"{shards}/toy-train-*.tar",
+        val_shards=f"{shards}/toy-validation-*.tar",
+        num_classes=4,
+        global_batch_size=16,
+        micro_batch_size=4,
+        num_workers=0,
+        num_lanes=4,
+        shuffle_window_shards=2,
+    )
+    module = ImageNetDataModule(data, seed=0, image_size=16, in_chans=3)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0)  # type: ignore[assignment]
+    module.setup("fit")
+    return train(module, 3)
+
+
+def test_epochs_have_whole_batches_that_span_their_seams(build: Build, expected: list[Batch]) -> None:
+    module = build()
+    lengths = []
+    for epoch, step in ((0, 0), (1, 9), (2, 17)):
+        module.trainer.current_epoch, module.trainer.global_step = epoch, step  # type: ignore[union-attr, misc]
+        module.teardown("fit")
+        lengths.append(len(module.train_dataloader()) // 4)
+    assert lengths == [9, 8, 8]  # 129, 258 and 387 samples are seen after 9, 17 and 25 steps
+    assert len(expected) == 4 * 25
+    samples = torch.cat([batch.samples for batch in expected]).tolist()
+    assert min(samples.count(sample) for sample in range(SAMPLES)) == 3
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 0), (2, 2), (4, 0)])
+def test_ranks_together_train_on_what_one_rank_does(
+    world_size: int, num_workers: int, build: Build, expected: list[Batch]
+) -> None:
+    ranks = [train(build(rank=r, world_size=world_size, num_workers=num_workers), 3) for r in range(world_size)]
+    accumulate = 4 // world_size
+    found = [
+        batch for step in range(25) for rank in ranks for batch in rank[step * accumulate : (step + 1) * accumulate]
+    ]
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "world_size", "num_workers"), [(3, 0, 1, 0), (9, 1, 1, 2), (13, 1, 2, 0), (24, 2, 4, 0)]
+)
+def test_a_run_resumed_at_any_step_on_any_number_of_ranks_trains_on_the_same_rest(
+    step: int, epoch: int, world_size: int, num_workers: int, build: Build, expected: list[Batch]
+) -> None:
+    where = {"step": step, "epoch": epoch, "world_size": world_size, "num_workers": num_workers}
+    ranks = [train(build(rank=rank, **where), 3) for rank in range(world_size)]
+    accumulate = 4 // world_size
+    found = [
+        batch
+        for number in range(25 - step)
+        for rank in ranks
+        for batch in rank[number * accumulate : (number + 1) * accumulate]
+    ]
+    assert_equal(found, expected[4 * step :])
+
+
+def test_an_epoch_broken_off_is_taken_up_at_the_trainers_step(build: Build, expected: list[Batch]) -> None:
+    """After a load of a checkpoint in the same process, the stream stands elsewhere than the trainer."""
+    module = build(num_workers=1)
+    for batch, wanted in zip(module.train_dataloader(), expected[:10], strict=False):
+        assert_equal([batch], [wanted])
+    module.trainer.global_step = 1  # type: ignore[union-attr, misc]
+    assert_equal(train(module, 1), expected[4 : 4 * STEPS])
+
+
+def test_another_seed_is_another_order_with_the_same_samples(build: Build, expected: list[Batch]) -> None:
+    other = train(build(seed=1), 1)
+    assert [batch.samples.tolist() for batch in other] != [b.samples.tolist() for b in expected[: len(other)]]
+    assert len({sample for batch in other for sample in batch.samples.tolist()}) == SAMPLES
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 40])
+def test_validation_counts_each_sample_once_on_any_number_of_ranks(world_size: int, build: Build) -> None:
+    loaders = [build(rank=rank, world_size=world_size).val_dataloader() for rank in range(world_size)]
+    ranks = [list(loader) for loader in loaders]
+    assert {len(rank) for rank in ranks} == {len(loaders[0])}
+    counted = [s for rank in ranks for batch in rank for s in batch.samples[batch.weights == 1].tolist()]
+    assert sorted(counted) == list(range(37))
+
+
+# Position
+
+
+def test_the_position_follows_from_the_step_and_is_the_same_on_every_rank(build: Build) -> None:
+    module = build(rank=1, world_size=2, seed=5)
+    module.train_dataloader()
+    assert module.position(8) == {
+        "epoch": 0,
+        "samples_consumed": 128,
+        "seed": 5,
+        "index_hash": module.train_index.digest,
+        "order_version": 1,
+    }
+    assert module.position(9) == module.position(9) | {"epoch": 1, "samples_consumed": 144}
+    assert build(rank=0, world_size=4, seed=5).position(9) == module.position(9)
+    module.check_position(module.position(9), 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        ({"seed": 6}, "seed was 6, is 5"),
+        ({"order_version": 0}, "order_version was 0, is 1"),
+        ({"samples_consumed": 64, "epoch": 3}, "epoch was 3, is 1, samples_consumed was 64, is 144"),
+        ({"index_hash": "abc"}, "index_hash was abc, is "),
+    ],
+)
+def test_a_position_of_other_data_is_refused(change: dict[str, Any], listed: str, build: Build) -> None:
+    module = build(seed=5)
+    with pytest.raises(DataError, match=f"the checkpoint's data position does not fit this run: {listed}"):
+        module.check_position(module.position(9) | change, 9)
+
+
+def test_a_position_without_a_part_is_refused(build: Build) -> None:
+    module = build(seed=5)
+    saved = module.position(9)
+    del saved["index_hash"]
+    with pytest.raises(DataError, match="index_hash was None"):
+        module.check_position(saved, 9)
+
+
+def test_a_position_of_another_batch_size_is_refused(build: Build) -> None:
+    saved = build(global_batch_size=32).position(4)
+    with pytest.raises(DataError, match="samples_consumed was 128, is 64"):
+        build().check_position(saved, 4)
+
+
+# Mistakes
+
+
+def test_labels_out_of_range_are_a_data_error_in_either_split(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels of .*toy-train-00000\.tar .* go from 0 to 3, but .*num_classes is 3"):
+        build(num_classes=3)
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"j"), ("a.cls", b"9")])
+    with pytest.raises(DataError, match=r"labels of .*a\.tar .* go from 9 to 9"):
+        build(val_shards=str(path))
+
+
+def test_a_sample_without_a_label_is_a_data_error(build: Build, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"j"), ("a.cls", b"1"), ("b.jpg", b"j")])
+    with pytest.raises(DataError, match=r"go from -1 to 1, .* \(-1: a sample without a label\)"):
+        build(train_shards=str(path))
+
+
+def test_an_epoch_smaller_than_a_global_batch_is_refused_for_training_only(build: Build, tmp_path: Path) -> None:
+    path = write_samples(tmp_path / "a.tar", 15)
+    with pytest.raises(DataError, match=r"data\.global_batch_size is 16, but there are only 15 training samples"):
+        build(train_shards=str(path))
+    build(train_shards=str(path), stage="validate")
+    build(train_shards=str(write_samples(tmp_path / "b.tar", 16)))
+
+
+def test_missing_and_damaged_shards_are_data_errors(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        build(train_shards=f"{tmp_path}/gone.tar")
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DataError, match=r"a\.tar: not a"):
+        build(val_shards=f"{tmp_path}/a.tar")
+
+
+def test_preparing_scans_and_setting_up_reads(build: Build, tmp_path: Path) -> None:
+    module = build(index_dir=str(tmp_path))
+    assert len(os.listdir(tmp_path)) == 2
+    scanned: list[int] = []
+    module.index_progress = scanned.append
+    module.setup("fit")
+    assert scanned == []
+    for file in tmp_path.iterdir():
+        file.unlink()
+    module.prepare_data()
+    assert len(scanned) == 7
