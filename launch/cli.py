@@ -70,7 +70,7 @@ def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def shards(context: typer.Context) -> None:
-    """Make and check WebDataset shards (build, index, digits)."""
+    """Make and check WebDataset shards (build, verify, info, index, digits)."""
     os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
 
 

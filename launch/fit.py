@@ -78,8 +78,8 @@ def on_run(command: str, run: str, options: Sequence[str]) -> int:
     directory = RunDirectory.find(run)
     log_dir = directory.path / "logs" / command
     log_dir.mkdir(parents=True, exist_ok=True)
-    for error in log_dir.glob("rank_*.error.json"):
-        error.unlink()
+    for old in log_dir.glob("rank_*"):  # of an earlier call
+        old.unlink()
     arguments = (command, str(directory.path), f"--log-dir={log_dir}", *options)
     status = run_command(trainer_command(*arguments, devices=1), devices=1, log_dir=log_dir, environment=os.environ)
     if status != EXIT_DONE:

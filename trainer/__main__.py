@@ -32,7 +32,9 @@ PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Parse, run, and turn what comes of it into an exit code and a record."""
     arguments = _parse()
-    flag = StopFlag().install()
+    flag = StopFlag()
+    if arguments.command == "fit":
+        flag.install()
     processes = Processes.from_environment()
     if processes.is_distributed and sys.platform == "linux":
         # Without its agent a rank would train on, beside those that the next attempt starts.

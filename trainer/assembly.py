@@ -30,6 +30,10 @@ def resolve_accelerator(config: Config) -> Literal["cpu", "cuda"]:
     if config.trainer.accelerator == "cuda" and not available:
         raise ConfigError([Problem(key="trainer.accelerator", received="cuda", accepted="cpu: no CUDA device is here")])
     accelerator: Literal["cpu", "cuda"] = "cuda" if available and config.trainer.accelerator != "cpu" else "cpu"
+    if accelerator == "cpu" and config.trainer.strategy == "deepspeed" and config.trainer.precision != "32-true":
+        # It casts weights and not BatchNorm's buffers, and the CPU's batch_norm wants both alike.
+        received, accepted = config.trainer.precision, "32-true: no CUDA device is here, and the strategy is deepspeed"
+        raise ConfigError([Problem(key="trainer.precision", received=received, accepted=accepted)])
     if accelerator == "cpu" and config.trainer.precision == "16-mixed":
         raise ConfigError(
             [

@@ -204,7 +204,7 @@ class Checkpointing(Callback):
                 "resume": self._config.resume,
             }
             path = self._directory.commit(step, manifest=manifest)
-            self._directory.prune(self._config.checkpoint.keep_last)
+            self._directory.prune(self._config.checkpoint.keep_last, saved=path)
             logger.debug("saved %s", path)
         self._saved_step = step
 

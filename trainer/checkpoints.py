@@ -110,17 +110,18 @@ class CheckpointDirectory:
             raise DataError(f"{self.path.parent} has no checkpoint that verifies")
         return path
 
-    def prune(self, keep_last: int) -> None:
+    def prune(self, keep_last: int, *, saved: Path | None = None) -> None:
         """Remove all but the newest ``keep_last``, and what saves that were cut off have left.
 
         Counting begins at the newest one that verifies: after a resume from before damaged ones, those have higher
-        steps than what is saved next, and must not push it out.
+        steps than what is saved next, and must not push it out. Nor does anything push out what was just ``saved``.
         """
         finished = self._finished()
         if len(finished) > keep_last:
             good = next((number for number, path in enumerate(finished) if verify(path) is None), len(finished))
             for path in finished[good + keep_last :]:
-                shutil.rmtree(path)
+                if path != saved:
+                    shutil.rmtree(path)
         for path in self.path.glob("step-*.tmp"):
             shutil.rmtree(path)
 

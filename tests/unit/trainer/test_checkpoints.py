@@ -411,3 +411,13 @@ def test_the_manifest_says_what_the_checkpoint_is_of(trained: RunDirectory) -> N
     assert manifest["world_size"] == 1
     assert len(manifest["config_hash"]) == 64
     assert manifest["files"].keys() == {CHECKPOINT}
+
+
+def test_what_was_just_saved_is_never_pruned(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(tmp_path)
+    for step in (30, 20, 10):
+        (directory.begin(step) / CHECKPOINT).write_bytes(b"weights")
+        saved = directory.commit(step, manifest={})
+        directory.prune(2, saved=saved)
+
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{step:09d}" for step in (10, 20, 30)]
