@@ -12,31 +12,34 @@ from trainer.checkpoints import load_weights
 
 Overrides = Callable[..., list[str]]
 STEPS = 20
-MICRO_BATCH = 4
-"""A quarter of the global batch: two processes accumulate twice, one four times."""
+FOUR_MICRO_BATCHES = {
+    "data__global_batch_size": 32,  # of 8: two processes accumulate twice, one four times
+    "data__image_size": 128,  # BatchNorm over more pixels, and small steps: rounding is not amplified
+    "optimizer__lr": 0.005,
+    "trainer__max_epochs": 6,
+    "trainer__max_steps": STEPS,
+}
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides) -> RunDirectory:
     """Twenty steps on two gloo processes."""
     return train(
-        toy_overrides(trainer__devices=2, trainer__max_steps=STEPS, data__micro_batch_size=MICRO_BATCH),
+        toy_overrides(trainer__devices=2, **FOUR_MICRO_BATCHES),
         runs_dir=tmp_path_factory.mktemp("runs"),
         run_id="ddp2",
     )
 
 
 def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
-    one = train(
-        toy_overrides(trainer__max_steps=STEPS, data__micro_batch_size=MICRO_BATCH), runs_dir=tmp_path, run_id="one"
-    )
+    one = train(toy_overrides(**FOUR_MICRO_BATCHES), runs_dir=tmp_path, run_id="one")
 
     assert len(losses(one)) == STEPS
     assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
     validation = [
         [float(row["val/ema_loss"]) for row in rows(run) if row.get("val/ema_loss")] for run in (one, two_processes)
     ]
-    assert len(validation[0]) == 3  # after each epoch, and after the last step
+    assert len(validation[0]) == 5  # after each epoch, and after the last step
     assert validation[0] == pytest.approx(validation[1], abs=1e-4)
     # BatchNorm's running statistics too, which each rank would keep for itself.
     ours, theirs = final_state(one)["state_dict"], final_state(two_processes)["state_dict"]
@@ -50,8 +53,7 @@ def test_deepspeed_trains_like_ddp(
 ) -> None:
     overrides = toy_overrides(
         trainer__devices=2,
-        trainer__max_steps=STEPS,
-        data__micro_batch_size=MICRO_BATCH,
+        **FOUR_MICRO_BATCHES,
         trainer__strategy="deepspeed",
         deepspeed__zero_stage=stage,
         ema__enabled=str(stage < 3).lower(),
