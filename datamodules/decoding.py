@@ -105,7 +105,7 @@ class _Other:
         try:
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            raise BadSampleError(f"not a readable image (none of {', '.join(FORMATS)})") from None
+            raise BadSampleError(unknown_format(data)) from None
         except _UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
         width, height = self._image.size
@@ -149,6 +149,11 @@ def open_image(data: bytes, mode: str) -> EncodedImage:
         if colorspace in _SAME_AS_PILLOW and _is_upright(data):
             return _Jpeg(data, mode, (width, height))
     return _Other(data, mode)
+
+
+def unknown_format(data: bytes) -> str:
+    """What to say of bytes that are no image."""
+    return f"not JPEG, PNG, WebP, GIF or BMP: {f'begins with {data[:16]!r}' if data else 'empty'}"
 
 
 def _cut(pixels: Pixels, box: Box | None, divisor: int = 1) -> Pixels:

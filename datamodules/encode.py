@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms, UnidentifiedImageError
 
 from configs.problems import DataError
-from datamodules.decoding import FORMATS, ORIENTATION_TAG, UPRIGHT
+from datamodules.decoding import FORMATS, ORIENTATION_TAG, UPRIGHT, unknown_format
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """MPO is a JPEG with more pictures after the first."""
@@ -55,8 +55,7 @@ def encode(contents: bytes, *, short_side: int | None, quality: int) -> tuple[st
 def fault(contents: bytes, error: Exception) -> str:
     """What is wrong with an image, from what Pillow raised for it."""
     if isinstance(error, UnidentifiedImageError):
-        beginning = f"begins with {contents[:16]!r}" if contents else "empty"
-        return f"not JPEG, PNG, WebP, GIF or BMP: {beginning}"
+        return unknown_format(contents)
     return f"a damaged image: {error}"
 
 
