@@ -42,6 +42,7 @@ SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 _SIMPLEJPEG_MODES = {"L": "GRAY", "RGB": "RGB", "RGBA": "RGBA"}
 _SAME_AS_PILLOW = ("YCbCr", "Gray", "RGB")
 _JPEG_START, _EXIF_START, _APP1, _START_OF_SCAN = b"\xff\xd8\xff", b"Exif\0\0", b"\xe1", b"\xda"
+_BEGINNINGS = {_JPEG_START: "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _DAMAGED_EXIF = (*_UNREADABLE, KeyError, TypeError, struct.error)
 
@@ -105,7 +106,7 @@ class _Other:
         try:
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            raise BadSampleError(unknown_format(data)) from None
+            raise BadSampleError(f"not a readable image ({unknown_format(data)})") from None
         except _UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
         width, height = self._image.size
@@ -152,7 +153,10 @@ def open_image(data: bytes, mode: str) -> EncodedImage:
 
 
 def unknown_format(data: bytes) -> str:
-    """What to say of bytes that are no image."""
+    """What to say of bytes that Pillow knows no image in."""
+    for beginning, name in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return f"a {name} whose header is damaged"
     return f"not JPEG, PNG, WebP, GIF or BMP: {f'begins with {data[:16]!r}' if data else 'empty'}"
 
 

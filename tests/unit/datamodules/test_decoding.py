@@ -204,7 +204,7 @@ def test_a_flaw_that_pillow_overlooks_is_overlooked() -> None:
 @pytest.mark.parametrize("file_format", ["EPS", "TIFF", "PDF"])
 def test_formats_that_no_shard_holds_are_not_tried(file_format: str) -> None:
     """Pillow hands PostScript to Ghostscript."""
-    with pytest.raises(BadSampleError, match="not JPEG, PNG, WebP, GIF or BMP: begins with"):
+    with pytest.raises(BadSampleError, match=r"not a readable image \(not JPEG, PNG, WebP, GIF or BMP: begins with"):
         read(encoded(noise(8, 8), file_format))
 
 

@@ -35,8 +35,8 @@ def test_shards_in_order_have_nothing_bad(good: list[Path]) -> None:
     ("members", "reason"),
     [
         (sample("k", jpeg(1, (64, 64))[:-300]), "jpg: a damaged image: image file is truncated"),
-        (sample("k", b""), "jpg: not JPEG, PNG, WebP, GIF or BMP: empty"),
-        (sample("k", b"<html>"), "jpg: not JPEG, PNG, WebP, GIF or BMP: begins with b'<html>'"),
+        (sample("k", b""), "jpg: not a readable image (not JPEG, PNG, WebP, GIF or BMP: empty)"),
+        (sample("k", b"<html>"), "jpg: not a readable image (not JPEG, PNG, WebP, GIF or BMP: begins with b'<html>')"),
         (sample("k", picture(1)[:-60]), "jpg: a damaged image: "),
         (sample("k", picture(1)[:100] + b"\0" * 40 + picture(1)[140:]), "jpg: a damaged image: "),
         (sample("k", jpeg(1), "3"), "label 3, but there are 3 classes"),
@@ -136,7 +136,8 @@ def test_the_command_prints_and_writes_each_finding_and_exits_with_93(good: list
     (tmp_path / "toy-train-00003.tar").write_bytes(b"x" * 100)
     file = tmp_path / "found.json"
     output = shards_command("verify", pattern, "--json", file, "--workers", 2, expected=93)
-    assert "toy-train-00002.tar: dir/größe: jpg: not JPEG, PNG, WebP, GIF or BMP: begins with b'<html>'" in output
+    reason = "not a readable image (not JPEG, PNG, WebP, GIF or BMP: begins with b'<html>')"
+    assert f"toy-train-00002.tar: dir/größe: jpg: {reason}" in output
     assert "toy-train-00003.tar: (shard): truncated tar" in output
     assert "7 samples in 4 shards: 2 bad" in output
     found = json.loads(file.read_text(encoding="utf-8"))
