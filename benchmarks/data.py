@@ -40,12 +40,12 @@ from benchmarks.measure import finish, median_ratio, report, take_turns
 from benchmarks.photographs import write_shards
 from configs.batches import BatchLayout
 from configs.schema import Augmentation, Data
-from datamodules.index import ShardIndex, build_index
-from datamodules.loaders import TrainingStream, make_loader
-from datamodules.order import TrainingOrder
-from datamodules.source import EvaluationPlan, ShardSource, TrainingPlan
-from datamodules.transforms import Decode, evaluation_transform, training_transform
-from datamodules.urls import expand
+from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.urls import expand
+from datamodules.streaming.loaders import TrainingStream, make_loader
+from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
+from datamodules.streaming.transforms import Decode, evaluation_transform, training_transform
 
 BATCH, SIZE = 64, 224
 IMAGE_BYTES = 3 * SIZE * SIZE

@@ -8,8 +8,8 @@ import skimage
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from datamodules.shards import Image as ShardImage
-from datamodules.shards import write_split
+from datamodules.making.shards import Image as ShardImage
+from datamodules.making.shards import write_split
 
 SIZE = (500, 375)
 TARGET_BYTES = 110_000

@@ -12,11 +12,11 @@ from configs.run import EXIT_DO_NOT_RETRY
 from configs.schema import Data
 from datamodules import digits
 from datamodules.bars import terminal_bar
-from datamodules.build_command import build
-from datamodules.index import index_file
-from datamodules.inspect_commands import info, verify
-from datamodules.splits import open_split, shard_cache
-from datamodules.urls import find_shards
+from datamodules.indexing.index import index_file
+from datamodules.indexing.splits import open_split, shard_cache
+from datamodules.indexing.urls import find_shards
+from datamodules.inspecting.commands import info, verify
+from datamodules.making.command import build
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make and check WebDataset shards.")
 console = Console(stderr=True)

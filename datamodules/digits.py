@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from configs.problems import DataError
-from datamodules.order import permutation
-from datamodules.shards import Image, write_classes, write_split
+from datamodules.making.shards import Image, write_classes, write_split
+from datamodules.streaming.order import permutation
 
 TRAIN_SHARDS, VALIDATION_SHARDS = 16, 4
 VALIDATION_SHARE = 0.2

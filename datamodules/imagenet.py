@@ -8,14 +8,14 @@ from torch.utils.data import DataLoader
 from configs.batches import BatchLayout
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.index import ShardIndex
-from datamodules.loaders import Batch, EpochLoader, EvaluationLoader, LoaderError, TrainingStream, make_loader
-from datamodules.order import ORDER_VERSION, TrainingOrder
-from datamodules.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
-from datamodules.splits import open_split, shard_cache
-from datamodules.substitution import Substituting
-from datamodules.transforms import Decode, Decoded, Transform, evaluation_transform, training_transform
-from datamodules.urls import find_shards
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.splits import open_split, shard_cache
+from datamodules.indexing.urls import find_shards
+from datamodules.streaming.loaders import Batch, EpochLoader, EvaluationLoader, LoaderError, TrainingStream, make_loader
+from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
+from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
+from datamodules.streaming.substitution import Substituting
+from datamodules.streaming.transforms import Decode, Decoded, Transform, evaluation_transform, training_transform
 
 
 class ImageNetDataModule(LightningDataModule):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from datamodules.shards import Image, write_split
+from datamodules.making.shards import Image, write_split
 
 NUM_CLASSES = 4
 

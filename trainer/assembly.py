@@ -12,7 +12,7 @@ from configs.batches import BatchLayout
 from configs.problems import ConfigError, Problem
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.randomness import WEIGHTS, seed_everything
+from datamodules.streaming.randomness import WEIGHTS, seed_everything
 from trainer.checkpoints import CheckpointFile
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size

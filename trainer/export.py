@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
-from datamodules.transforms import channel_statistics
+from datamodules.streaming.transforms import channel_statistics
 from trainer.checkpoints import CheckpointDirectory, load_weights, read_manifest
 from trainer.network import image_size
 

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from configs.batches import BatchLayout
 from configs.schema import Augmentation, Config
-from datamodules.loaders import Batch
-from datamodules.randomness import MICRO_BATCH, seed_everything
-from datamodules.transforms import channel_statistics
+from datamodules.streaming.loaders import Batch
+from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
+from datamodules.streaming.transforms import channel_statistics
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
 

@@ -16,9 +16,9 @@ import torch
 
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
-from datamodules import remote
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.loaders import Batch
+from datamodules.storage import remote
+from datamodules.streaming.loaders import Batch
 from tests.conftest import NUM_CLASSES
 from tests.integration.runs import losses, train
 from tests.web import FaultyServer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.run import EXIT_DO_NOT_RETRY
-from datamodules.index import index_file, load_index
-from datamodules.urls import expand
+from datamodules.indexing.index import index_file, load_index
+from datamodules.indexing.urls import expand
 from tests.conftest import picture
 
 

@@ -12,7 +12,7 @@ import torch
 from configs.problems import DataError
 from configs.schema import Data
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.loaders import Batch
+from datamodules.streaming.loaders import Batch
 from tests.unit.datamodules.archives import write_samples, write_tar
 
 SAMPLES, STEPS = 129, 9  # 129 samples in batches of 16: the first epoch ends in the ninth

@@ -8,7 +8,7 @@ import torch
 from timm.data.random_erasing import RandomErasing
 
 from configs.problems import DataError
-from datamodules.randomness import MICRO_BATCH, seed_everything
+from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from tests.conftest import picture
 from tests.unit.datamodules.archives import write_tar
 from tests.unit.trainer.runs import new_run, rows, train

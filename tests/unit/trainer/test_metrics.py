@@ -9,8 +9,8 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from configs.run import RunDirectory
-from datamodules.decoding import open_image
-from datamodules.transforms import evaluation_transform
+from datamodules.images.decoding import open_image
+from datamodules.streaming.transforms import evaluation_transform
 from tests.conftest import NUM_CLASSES, picture
 from tests.unit.trainer.runs import ALONE, average, new_run, rows, train, weights
 from trainer import metrics

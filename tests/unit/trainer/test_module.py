@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from configs.load import load_config
 from configs.run import RunDirectory
-from datamodules.loaders import Batch
-from datamodules.randomness import MICRO_BATCH, seed_everything
+from datamodules.streaming.loaders import Batch
+from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, changed, new_run, train, weights
 from tests.unit.trainer.settings import settings
 from trainer.assembly import build_datamodule, build_module, build_trainer

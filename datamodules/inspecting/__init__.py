@@ -1,0 +1,1 @@
+"""What shards hold, and whether it is whole: ``effnet shards verify`` and ``info``."""

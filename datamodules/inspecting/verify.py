@@ -1,0 +1,166 @@
+"""Checking shards as training would find them: every archive whole, every image decoded, every label in range."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.problems import DataError
+from datamodules.bars import Bar, no_bar
+from datamodules.images.decoding import BadSampleError, open_image
+from datamodules.images.encode import UNREADABLE, fault
+from datamodules.indexing.scan import IMAGE_EXTENSIONS, Group, read_label, read_members
+from datamodules.indexing.tar import Member
+from datamodules.making.shards import read_classes, split_of
+from datamodules.processes import in_processes
+
+KEY_HASH_BYTES = 8
+"""Keys that share a hash are compared before they are reported."""
+
+
+class Bad(NamedTuple):
+    """What is wrong: with a sample, or with the shard from there on where the key is None."""
+
+    shard: str
+    key: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    path: Path
+    num_classes: int | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    number: int
+    keys: bytes  # joined by zero bytes
+    hashes: NDArray[np.uint64]  # (samples,)
+    bad: list[Bad]
+
+
+def verify(
+    shards: Sequence[Path],
+    *,
+    num_classes: int | None = None,
+    expected: Mapping[Path, int] | None = None,
+    workers: int = 1,
+    bar: Bar = no_bar,
+) -> tuple[int, list[Bad]]:
+    """Read every shard from end to end.
+
+    Args:
+        shards: Tar files.
+        num_classes: Labels are below it; taken from ``classes.json`` beside a shard if None, and if that exists.
+        expected: How many samples shards should have, where a list says so.
+        workers: Processes, each at one shard.
+        bar: Progress in shards.
+
+    Returns:
+        The number of samples looked at, and all that is bad, in the order of the shards.
+    """
+    named = {folder: read_classes(folder) for folder in {path.parent for path in shards}}
+    counts = {folder: len(names) if names is not None else None for folder, names in named.items()}
+    tasks = [
+        _Task(number, path, counts[path.parent] if num_classes is None else num_classes)
+        for number, path in enumerate(shards)
+    ]
+    results = []
+    checking = in_processes(_check, tasks, workers=min(workers, len(tasks)))
+    with bar("verifying shards", len(shards)) as advance, closing(checking) as done:
+        for result in done:
+            results.append(result)
+            advance(1)
+    results.sort(key=lambda result: result.number)
+    bad = [each for result in results for each in result.bad] + _repeated(shards, results)
+    for result in results:
+        wanted, found = (expected or {}).get(shards[result.number]), len(result.hashes)
+        if wanted is not None and wanted != found:
+            bad.append(Bad(shards[result.number].name, None, f"{found} samples, but its list says {wanted}"))
+    return sum(len(result.hashes) for result in results), bad
+
+
+def _check(task: _Task) -> _Found:
+    """Check one shard; what a worker does."""
+    keys, bad = list[bytes](), list[Bad]()
+    shard, source = task.path.name, str(task.path)
+    try:
+        with task.path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            for key, members in read_members(file, length=length, source=source):
+                keys.append(key.encode("utf-8", "surrogateescape"))
+                bad += [Bad(shard, key, reason) for reason in _faults(file, members, task.num_classes)]
+        if not keys:
+            bad.append(Bad(shard, None, "no sample in it"))
+    except DataError as error:
+        bad.append(Bad(shard, None, str(error).removeprefix(f"{source}: ")))
+    except OSError as error:
+        bad.append(Bad(shard, None, error.strerror or str(error)))
+    digests = b"".join(hashlib.blake2b(key, digest_size=KEY_HASH_BYTES).digest() for key in keys)
+    return _Found(task.number, b"\0".join(keys), np.frombuffer(digests, dtype=np.uint64), bad)
+
+
+def _faults(file: BinaryIO, members: Group, num_classes: int | None) -> list[str]:
+    faults = []
+    extensions = [extension for extension, _ in members]
+    if len(set(extensions)) < len(extensions):
+        faults.append(f"has {', '.join(extensions)}: one of them twice")
+    try:
+        label = read_label(file, members, "label")
+        if label < 0:
+            faults.append("no label" if label == -1 else f"label {label}: labels begin with 0")
+        elif num_classes is not None and label >= num_classes:
+            faults.append(f"label {label}, but there are {num_classes} classes")
+    except DataError as error:
+        faults.append(str(error).removeprefix("label: "))
+    images = [each for each in members if each[0] in IMAGE_EXTENSIONS]
+    if not images:
+        faults.append(f"has {', '.join(extensions)}, none of {', '.join(IMAGE_EXTENSIONS)}")
+    for extension, member in images:
+        wrong = _image_fault(file, member)
+        faults += [f"{extension}: {wrong}"] if wrong is not None else []
+    return faults
+
+
+def _image_fault(file: BinaryIO, member: Member) -> str | None:
+    file.seek(member.data_offset)
+    contents = file.read(member.size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            open_image(contents, "RGB").pixels()
+    except BadSampleError as error:
+        return fault(contents, error.__cause__) if isinstance(error.__cause__, UNREADABLE) else str(error)
+    return None
+
+
+def _repeated(shards: Sequence[Path], results: Sequence[_Found]) -> list[Bad]:
+    """Samples whose key came before in the same split, in the order of the shards."""
+    bad: list[Bad] = []
+    splits: dict[tuple[Path, str], list[_Found]] = {}
+    for result in results:
+        path = shards[result.number]
+        splits.setdefault((path.parent, split_of(path)), []).append(result)
+    for found in splits.values():
+        hashes = np.concatenate([result.hashes for result in found])
+        values, counts = np.unique(hashes, return_counts=True)
+        suspects = values[counts > 1]
+        first: dict[bytes, str] = {}
+        for result in found if len(suspects) else ():
+            keys = result.keys.split(b"\0")
+            shard = shards[result.number].name
+            for position in np.flatnonzero(np.isin(result.hashes, suspects)):
+                key = keys[position]
+                if key in first:
+                    bad.append(Bad(shard, key.decode("utf-8", "surrogateescape"), f"its key is also in {first[key]}"))
+                first.setdefault(key, shard)
+    return bad

@@ -1,0 +1,1 @@
+"""Shards out of images: ``effnet shards build``."""

@@ -1,0 +1,1 @@
+"""Where shards are kept: paths, servers, and the cache of a node."""

@@ -1,0 +1,1 @@
+"""From the index to batches, in the exact order."""

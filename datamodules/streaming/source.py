@@ -1,0 +1,214 @@
+"""The source stage: raw samples out of shards, in the order that a plan names. webdataset's stages follow it."""
+
+import copy
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from configs.batches import BatchLayout
+from configs.problems import DataError
+from datamodules.indexing.index import Int64, ShardIndex
+from datamodules.indexing.scan import LASTING_ERRORS, read_members
+from datamodules.storage.cache import ShardCache
+from datamodules.storage.locations import Url
+from datamodules.storage.remote import Stat
+from datamodules.streaming.order import TrainingOrder, evaluation_slice
+from datamodules.streaming.prefetch import Prefetcher, upcoming
+
+RawSample = dict[str, Any]
+"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__label__``, ``__weight__``, and bytes by extension."""
+_OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Sample numbers, their epochs and their weights, (batch,) each."""
+
+    samples: Int64
+    epochs: Int64
+    weights: NDArray[np.float32]
+
+
+class Plan(Protocol):
+    """Which samples each of a rank's batches holds."""
+
+    def batch(self, number: int) -> PlannedBatch | None:
+        """The batch of that number, or None past the end."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A rank's micro-batches, without end. Number k is micro-batch k mod A of optimizer step k div A."""
+
+    order: TrainingOrder
+    layout: BatchLayout
+    global_rank: int
+
+    def batch(self, number: int) -> PlannedBatch:
+        """Micro-batch ``number`` since the start of the run."""
+        step, batch_idx = divmod(number, self.layout.accumulate_grad_batches)
+        micro_batch = self.layout.micro_batch(global_rank=self.global_rank, batch_idx=batch_idx)
+        samples, epochs = self.order.batch(step, self.layout.slots(micro_batch))
+        return PlannedBatch(samples, epochs, np.ones(len(samples), dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """A rank's slice of the split, padded with weight 0 so that all ranks have as many batches."""
+
+    samples: int
+    batch_size: int
+    global_rank: int
+    world_size: int
+
+    @property
+    def batches(self) -> int:
+        """Batches of each rank."""
+        _, _, length = evaluation_slice(self.samples, global_rank=0, world_size=self.world_size)
+        return -(-length // self.batch_size)
+
+    def batch(self, number: int) -> PlannedBatch | None:
+        """Batch ``number`` of this rank."""
+        first, last, length = evaluation_slice(self.samples, global_rank=self.global_rank, world_size=self.world_size)
+        low = number * self.batch_size
+        if low >= length:
+            return None
+        positions = np.arange(first + low, first + min(low + self.batch_size, length), dtype=np.int64)
+        weights = (positions < last).astype(np.float32)
+        samples = np.minimum(positions, self.samples - 1)
+        return PlannedBatch(samples, np.zeros_like(samples), weights)
+
+
+class ShardReader:
+    """Reads samples by number, keeping the files last used open. Remote shards are read in the cache."""
+
+    def __init__(self, index: ShardIndex, cache: ShardCache | None = None) -> None:
+        self.index = index
+        self.cache = cache
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, sample: int) -> RawSample:
+        """Key, extension and contents of one sample.
+
+        Raises:
+            DataError: If the shard is gone or holds something else than the index says.
+            UnreachableError: If a server does not give it.
+        """
+        index = self.index
+        shard = index.shard_of(sample)
+        path, length = index.shards[shard], int(index.sizes[sample])
+        data = os.pread(self._file(shard), length, int(index.offsets[sample]))
+        if len(data) < length:
+            raise DataError(f"{path}: sample {sample} should have {length} bytes, {len(data)} are there")
+        found = list(read_members(io.BytesIO(data), length=length, source=str(path), whole=False))
+        if len(found) != 1:
+            raise DataError(f"{path}: the shard is not the one that was indexed (sample {sample})")
+        key, group = found[0]
+        members = {extension: data[m.data_offset : m.data_offset + m.size] for extension, m in group}
+        return members | {
+            "__key__": key,
+            "__url__": str(path),
+            "__index__": sample,
+            "__label__": int(index.labels[sample]),
+        }
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        if len(self._files) >= _OPEN_SHARDS:
+            self._close_oldest()
+        name = self.index.shards[shard]
+        self._files[shard] = self._open_remote(shard, name) if isinstance(name, Url) else self._open_local(shard, name)
+        return self._files[shard]
+
+    def _close_oldest(self) -> bool:
+        if self._files:
+            os.close(self._files.popitem(last=False)[1])
+            return True
+        return False
+
+    def _open_local(self, shard: int, path: Path) -> int:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except LASTING_ERRORS as error:
+            raise DataError(f"{path}: {error.strerror}") from error
+        if not self.index.fits(shard, os.fstat(descriptor)):
+            os.close(descriptor)
+            raise DataError(f"{path}: the shard has changed since it was indexed")
+        return descriptor
+
+    def _open_remote(self, shard: int, url: Url) -> int:
+        assert self.cache is not None
+        size, _, tag = self.index.version(shard)
+        return self.cache.open(url, Stat(size, tag), give_way=self._close_oldest)
+
+
+class ShardSource(IterableDataset[RawSample]):
+    """Yields the samples of a plan's batches from ``first`` on, whole batches at a time.
+
+    Among n workers, worker w takes batches first + w, first + w + n, …: the loader hands batches out in turn, so their
+    order is that of the plan for any number of workers.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        plan: Plan,
+        *,
+        first: int = 0,
+        cache: ShardCache | None = None,
+        prefetch_shards: int = 0,
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.plan = plan
+        self.first = first
+        self.cache = cache
+        self.prefetch_shards = prefetch_shards
+
+    def __iter__(self) -> Iterator[RawSample]:
+        worker = get_worker_info()
+        number, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        reader = ShardReader(self.index, self.cache)
+        prefetcher = self._prefetcher(number, stride)
+        try:
+            while (batch := self.plan.batch(number)) is not None:
+                for sample, epoch, weight in zip(batch.samples, batch.epochs, batch.weights, strict=True):
+                    if prefetcher is not None:
+                        prefetcher.reach(int(epoch), self.index.shard_of(int(sample)))
+                    yield reader.read(int(sample)) | {"__epoch__": int(epoch), "__weight__": float(weight)}
+                number += stride
+        finally:
+            reader.close()
+            if prefetcher is not None:
+                prefetcher.close()
+
+    def neighbours(self, sample: int) -> Iterator[RawSample]:
+        """The other samples of a sample's shard, each once: those after it, then those before."""
+        shard = self.index.shard_of(sample)
+        start, end = int(self.index.starts[shard]), int(self.index.starts[shard + 1])
+        with closing(ShardReader(self.index, self.cache)) as reader:
+            for number in (*range(sample + 1, end), *range(start, sample)):
+                yield reader.read(number)
+
+    def _prefetcher(self, first: int, stride: int) -> Prefetcher | None:
+        if self.cache is None or not self.prefetch_shards or not self.index.shard_tags:
+            return None
+        plan = copy.deepcopy(self.plan)  # it keeps windows, which two threads must not share
+        visits = upcoming(self.index, plan, first=first, stride=stride)
+        return Prefetcher(self.index, self.cache, visits, ahead=self.prefetch_shards)
