@@ -6,6 +6,8 @@ last stage, which normalises in the training process (`timm, uint8`): ours leave
 a GPU. The stock pipeline is that of WebDataset's README with torchvision's transforms.
 
     python -m benchmarks.data [--quick]
+
+MosaicML's streaming and litdata take part where they are installed (benchmarks/other_formats.py).
 """
 
 import argparse
@@ -37,6 +39,7 @@ from torch.nn.functional import interpolate
 from torchvision import transforms
 
 from benchmarks.measure import finish, median_ratio, report, take_turns
+from benchmarks.other_formats import other_formats
 from benchmarks.photographs import write_shards
 from configs.batches import BatchLayout
 from configs.schema import Augmentation, Data
@@ -108,9 +111,8 @@ def timm_loader(folder: Path, num_workers: int, *, training: bool, normalised: b
     yield loader if normalised else loader.loader
 
 
-@contextmanager
-def stock_webdataset(folder: Path, num_workers: int) -> Iterator[Iterable[Any]]:
-    transform = transforms.Compose(
+def stock_transform() -> transforms.Compose:
+    return transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.RandomHorizontalFlip(),
@@ -118,9 +120,13 @@ def stock_webdataset(folder: Path, num_workers: int) -> Iterator[Iterable[Any]]:
             transforms.Normalize(MEAN, STD),
         ]
     )
+
+
+@contextmanager
+def stock_webdataset(folder: Path, num_workers: int) -> Iterator[Iterable[Any]]:
     shards = [str(path) for path in sorted(folder.glob("*-train-*.tar"))]
     dataset = wds.WebDataset(shards, shardshuffle=100).shuffle(1000).decode("pil").to_tuple("jpg", "cls")
-    dataset = dataset.map_tuple(transform, lambda label: label).batched(BATCH)
+    dataset = dataset.map_tuple(stock_transform(), lambda label: label).batched(BATCH)
     yield wds.WebLoader(dataset, batch_size=None, num_workers=num_workers)
 
 
@@ -254,6 +260,7 @@ def compare_loaders(folder: Path, index: ShardIndex, *, rounds: int, batches: in
     shard = next(path for path in sorted(folder.glob("*-train-*.tar")))
     jpegs = [sample["jpg"] for sample in wds.WebDataset(str(shard), shardshuffle=False)]
     timm = partial(timm_loader, folder)
+    others = other_formats((jpegs * SHARDS)[: SHARDS * SAMPLES], folder / "others", stock_transform(), batch_size=BATCH)
     measured: dict[tuple[str, int], dict[str, list[float]]] = {}
     for workers in (1, 2):
         openers: dict[str, dict[str, Callable[[], Any]]] = {
@@ -262,6 +269,7 @@ def compare_loaders(folder: Path, index: ShardIndex, *, rounds: int, batches: in
                 "timm": partial(timm, workers, training=True, normalised=True),
                 "timm, uint8": partial(timm, workers, training=True, normalised=False),
                 "stock webdataset": partial(stock_webdataset, folder, workers),
+                **{name: partial(opener, workers) for name, opener in others.items()},
             },
             "evaluation": {
                 "effnet": partial(our_evaluation, index, workers),
@@ -286,6 +294,7 @@ def compare_loaders(folder: Path, index: ShardIndex, *, rounds: int, batches: in
         "train_vs_timm_loader": min(ratios["training", "timm"]),
         "train_vs_timm_uint8": min(ratios["training", "timm, uint8"]),
         "train_vs_stock_webdataset": min(ratios["training", "stock webdataset"]),
+        **{f"train_vs_{name.split()[-1]}": min(ratios["training", name]) for name in others},
         "train_vs_bare_decode": min(ratios["training", "bare decoding"]),
         "eval_vs_timm_loader": min(ratios["evaluation", "timm"]),
         "eval_vs_timm_uint8": min(ratios["evaluation", "timm, uint8"]),

@@ -76,8 +76,8 @@ class Data(Section):
     """Lanes that an epoch's shards are dealt to; part of the order. Each node reads its own lanes, so choose a
     multiple of every node count you may use. Divides global_batch_size."""
     shuffle_window_shards: PositiveInt = 4
-    """Shards of a lane whose samples are shuffled together; part of the order. More of them mix shards that are sorted by
-    class better; of remote shards, a node needs num_lanes times as many at once (divided by the number of nodes)."""
+    """Shards of a lane whose samples are shuffled together; part of the order. More of them mix shards sorted by class
+    better; of remote shards, a node needs num_lanes times as many at once (divided by the number of nodes)."""
     index_dir: str | None = None
     """Folder of index files; None keeps them beside the shards, or under ~/.cache/effnet where that is read-only or
     remote. One that all nodes share saves each of them a scan of remote shards, which reads them whole."""
