@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image as PilImage
 
 from datamodules.making.shards import Image, write_split
 
 NUM_CLASSES = 4
+# The same examples everywhere, and no wall time that a busy machine could miss.
+settings.register_profile("effnet", deadline=None, database=None, derandomize=True)
+settings.load_profile("effnet")
 
 
 def picture(number: int, size: int = 24, mode: str = "RGB", file_format: str = "PNG") -> bytes:

@@ -403,7 +403,7 @@ number_like = st.from_regex(r"[-+]?[0-9_:.]{1,6}([eE][-+]?[0-9]{1,3})?", fullmat
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     project=text
     | number_like

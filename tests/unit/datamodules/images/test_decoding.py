@@ -215,7 +215,7 @@ def test_a_png_that_pillow_refuses_with_a_value_error_is_a_bad_sample() -> None:
         read(encoded(noise(4, 4), "PNG", pnginfo=comment))
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]), st.booleans(), st.data())
 def test_damage_gives_an_image_or_a_bad_sample_and_nothing_else(
     file_format: str, part: bool, drawn: st.DataObject

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from datamodules.streaming.source import EvaluationPlan, PlannedBatch
 
-properties = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+properties = settings(max_examples=150)
 
 
 def batches(plan: EvaluationPlan) -> list[PlannedBatch]:

@@ -13,7 +13,7 @@ from datamodules.streaming.order import ORDER_VERSION, TrainingOrder, permutatio
 from datamodules.streaming.source import TrainingPlan
 
 EPOCHS = 3
-properties = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+properties = settings(max_examples=60)
 
 
 @st.composite
