@@ -44,7 +44,8 @@ class Geometry(NamedTuple):
     """What becomes of an image of known size up to flipping, with all that is random in it drawn.
 
     Attributes:
-        box: The part of the image that is resized.
+        image_size: Width and height of the image.
+        box: The part of it that is resized.
         size: Height and width that it is resized to.
         interpolation: ``bilinear`` or ``bicubic``.
         scales: Pixels per resized pixel in each direction, where not the box decides.
@@ -52,6 +53,7 @@ class Geometry(NamedTuple):
         flips: Axes of (C, H, W) that are then reversed.
     """
 
+    image_size: tuple[int, int]
     box: Box
     size: tuple[int, int]
     interpolation: str
@@ -120,7 +122,7 @@ class RandomCrop:
         interpolation = random.choice(self.interpolations) if several else self.interpolations[0]
         chances = ((-1, augmentation.hflip), (-2, augmentation.vflip))
         flips = tuple(axis for axis, p in chances if p and torch.rand(1) < p)
-        return Geometry(box, (self.image_size, self.image_size), interpolation, flips=flips)
+        return Geometry(image_size, box, (self.image_size, self.image_size), interpolation, flips=flips)
 
     def carry_out(self, image: EncodedImage, geometry: Geometry) -> torch.Tensor:
         """Decode, crop, resize and flip as was drawn; then draw and apply what changes colours or turns the image."""
@@ -158,6 +160,7 @@ class CenterCrop:
         )
         box = (rows.first, columns.first, rows.last - rows.first, columns.last - columns.first)
         return Geometry(
+            image_size,
             box,
             (rows.skipped + self.image_size, columns.skipped + self.image_size),
             self.interpolation,
