@@ -97,7 +97,7 @@ class Data(Section):
     """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
     decoder: Literal["cpu", "nvjpeg"] = "cpu"
     """Where JPEGs in colour become pixels: `cpu` is the loader processes; `nvjpeg` is the GPU, which crops and resizes
-    them too (torchvision's decode_jpeg). Pixels differ by about a grey level. All else is decoded on the CPU."""
+    them too (torchvision's decode_jpeg). Pixels differ a little. Other images are decoded by the loader processes."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
