@@ -81,6 +81,22 @@ def _images(config: Config) -> Iterator[Problem]:
         yield _problem(config, "data.augmentation.color_jitter", accepted, "data.augmentation.auto_augment")
 
 
+def _decoder(config: Config) -> Iterator[Problem]:
+    if config.data.decoder == "cpu":
+        return
+    decoder = "data.decoder"
+    if config.trainer.accelerator == "cpu":
+        accepted = "cpu beside trainer.accelerator = cpu"
+        yield _problem(config, decoder, accepted, "trainer.accelerator")
+    if config.model.in_chans != 3:
+        accepted = f"cpu beside model.in_chans = {config.model.in_chans}: the GPU decodes RGB alone"
+        yield _problem(config, decoder, accepted, "model.in_chans")
+    for name in ("rotation", "auto_augment", "color_jitter"):
+        if getattr(config.data.augmentation, name):
+            accepted = f"cpu beside data.augmentation.{name}, which works on the CPU's pixels"
+            yield _problem(config, decoder, accepted, f"data.augmentation.{name}")
+
+
 def _model(config: Config) -> Iterator[Problem]:
     model, scaling = config.model, ("model.compound_phi", "model.width_multiplier", "model.depth_multiplier")
     explicit = model.width_multiplier is not None or model.depth_multiplier is not None
@@ -152,4 +168,4 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
         yield _problem(config, "model.freeze_backbone_epochs", accepted, strategy)
 
 
-CHECKS: tuple[Check, ...] = (_batches, _images, _model, _optimizer, _schedule, _strategy)
+CHECKS: tuple[Check, ...] = (_batches, _images, _decoder, _model, _optimizer, _schedule, _strategy)

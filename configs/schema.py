@@ -96,6 +96,9 @@ class Data(Section):
     more than this share of an epoch, or of all samples seen if those are more; 0 stops at the first."""
     image_size: PositiveInt | None = None
     """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """Where JPEGs in colour become pixels: `cpu` is the loader processes; `nvjpeg` is the GPU, which crops and resizes
+    them too (torchvision's decode_jpeg). Pixels differ a little. Other images are decoded by the loader processes."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875

@@ -1,7 +1,9 @@
 """The LightningDataModule: shards of ImageNet, or of anything in its form, in the exact order."""
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -11,11 +13,28 @@ from configs.schema import Data
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
-from datamodules.streaming.loaders import Batch, EpochLoader, EvaluationLoader, LoaderError, TrainingStream, make_loader
+from datamodules.streaming.device_decoding import DeviceDecoder
+from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithEpoch
+from datamodules.streaming.loaders import (
+    AnyBatch,
+    EpochLoader,
+    EvaluationLoader,
+    LoaderError,
+    TrainingStream,
+    make_loader,
+)
 from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import Decode, Decoded, Transform, evaluation_transform, training_transform
+from datamodules.streaming.transforms import (
+    CenterCrop,
+    Decode,
+    Decoded,
+    RandomCrop,
+    Transform,
+    evaluation_transform,
+    training_transform,
+)
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -41,6 +60,7 @@ class ImageNetDataModule(LightningDataModule):
         self.index_progress: Callable[[int], None] | None = None
         self._stream: TrainingStream | None = None
         self._val_loader: EvaluationLoader | None = None
+        self._device_decoders: dict[bool, DeviceDecoder] = {}
 
     @property
     def layout(self) -> BatchLayout:
@@ -99,12 +119,21 @@ class ImageNetDataModule(LightningDataModule):
                 global_rank=self.trainer.global_rank,
                 world_size=self.trainer.world_size,
             )
-            decode = self._decode(evaluation_transform(self.data, self.image_size), seed=None)
             source = self._source(self.val_index, plan)
-            batch_size = self.data.eval_batch_size
-            loader = self._make_loader(source, decode, batch_size)
+            loader = self._make_loader(source, evaluation_transform(self.data, self.image_size), training=False)
             self._val_loader = EvaluationLoader(loader, plan)
         return self._val_loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: here images that the workers left encoded are decoded.
+
+        Raises:
+            ConfigError: If the device decodes nothing.
+            DataError: If an image is bad, and none may or can take its place.
+        """
+        if isinstance(batch, EncodedBatch):
+            return self._device_decoders[batch.training](batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def position(self, step: int) -> dict[str, int | str]:
         """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
@@ -169,30 +198,31 @@ class ImageNetDataModule(LightningDataModule):
         prefetch_shards = self.data.prefetch_shards
         return ShardSource(index, plan, first=first, cache=shard_cache(self.data), prefetch_shards=prefetch_shards)
 
-    def _decode(self, transform: Transform, *, seed: int | None) -> Decode:
-        return Decode(transform, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
-
     def _make_loader(
-        self, source: ShardSource, decode: Callable[[RawSample], Decoded], batch_size: int
-    ) -> DataLoader[Batch | LoaderError]:
-        return make_loader(
-            source,
-            decode,
-            self.data,
-            batch_size=batch_size,
-            pin_memory=self.pin_memory,
-            image_bytes=self.in_chans * self.image_size**2,
-        )
+        self, source: ShardSource, transform: RandomCrop | CenterCrop, *, training: bool
+    ) -> DataLoader[AnyBatch | LoaderError]:
+        seed = self.seed if training else None
+
+        def stage(transform: Transform) -> Callable[[RawSample], Decoded]:
+            decode = Decode(transform, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
+            return Substituting(decode, source) if training and self.data.max_bad_fraction else decode
+
+        on_cpu = stage(transform)
+        batch_size = self.data.micro_batch_size if training else self.data.eval_batch_size
+        options: dict[str, Any] = {"batch_size": batch_size, "pin_memory": self.pin_memory}
+        if self.data.decoder == "cpu":
+            image_bytes = self.in_chans * self.image_size**2
+            return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
+        self._device_decoders[training] = DeviceDecoder(on_cpu, source, self.image_size)
+        in_workers = WithEpoch(stage(LeaveEncoded(transform)))
+        return make_loader(source, in_workers, self.data, collate=CollateEncoded(training=training), **options)
 
     def _open_stream(self, *, first: int) -> TrainingStream:
         assert self.trainer is not None
         plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank)
-        decode = self._decode(training_transform(self.data, self.image_size), seed=self.seed)
         source = self._source(self.train_index, plan, first=first)
-        batch_size = self.data.micro_batch_size
         plan.batch(first)  # computes the epoch's order, which the workers then share
-        stage = Substituting(decode, source) if self.data.max_bad_fraction else decode
-        loader = self._make_loader(source, stage, batch_size)
+        loader = self._make_loader(source, training_transform(self.data, self.image_size), training=True)
         return TrainingStream(loader, first=first)
 
     def _close_stream(self) -> None:

@@ -107,7 +107,10 @@ def _check_machine(config: Config, devices: int) -> None:
         if gpus == 0 and trainer.accelerator == "cuda":
             accepted = "cpu or auto: no GPU is here"
             problems.append(Problem(key="trainer.accelerator", received=shown("cuda"), accepted=accepted))
-        elif gpus and devices > gpus:
+        if gpus == 0 and config.data.decoder == "nvjpeg":
+            accepted = "cpu: no GPU is here"
+            problems.append(Problem(key="data.decoder", received=shown("nvjpeg"), accepted=accepted))
+        if gpus and devices > gpus:
             accepted = f"at most {gpus}, the GPUs here"
             problems.append(Problem(key="trainer.devices", received=shown(trainer.devices), accepted=accepted))
     if config.data.global_batch_size % (micro * devices):

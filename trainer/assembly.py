@@ -44,6 +44,8 @@ def resolve_accelerator(config: Config) -> Literal["cpu", "cuda"]:
                 )
             ]
         )
+    if accelerator == "cpu" and config.data.decoder == "nvjpeg":
+        raise ConfigError([Problem(key="data.decoder", received="nvjpeg", accepted="cpu: no CUDA device is here")])
     return accelerator
 
 

@@ -42,6 +42,7 @@ SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 _SIMPLEJPEG_MODES = {"L": "GRAY", "RGB": "RGB", "RGBA": "RGBA"}
 _SAME_AS_PILLOW = ("YCbCr", "Gray", "RGB")
 _JPEG_START, _EXIF_START, _APP1, _START_OF_SCAN = b"\xff\xd8\xff", b"Exif\0\0", b"\xe1", b"\xda"
+_JPEG_END = b"\xff\xd9"
 _BEGINNINGS = {_JPEG_START: "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _DAMAGED_EXIF = (*_UNREADABLE, KeyError, TypeError, struct.error)
@@ -56,9 +57,12 @@ class EncodedImage(Protocol):
 
     Attributes:
         size: Width and height in pixels, upright.
+        plain_jpeg: The file, where it is one that any JPEG decoder takes for the same pixels: in YCbCr and wanted in
+            RGB, upright, with an end. None otherwise.
     """
 
     size: tuple[int, int]
+    plain_jpeg: bytes | None
 
     def pixels(self, box: Box | None = None, divisor: int = 1) -> Pixels:
         """Decode, upright.
@@ -75,8 +79,11 @@ class EncodedImage(Protocol):
 class _Jpeg:
     """What libjpeg-turbo decodes as Pillow would."""
 
-    def __init__(self, data: bytes, mode: str, size: tuple[int, int]) -> None:
+    def __init__(self, data: bytes, mode: str, size: tuple[int, int], colorspace: str) -> None:
         self.size = size
+        # Without an end it may be cut short, which decoders judge differently.
+        plain = mode == "RGB" and colorspace == "YCbCr" and data.endswith(_JPEG_END)
+        self.plain_jpeg = data if plain else None
         self._data = data
         self._mode = mode
 
@@ -101,6 +108,8 @@ class _Jpeg:
 
 class _Other:
     """What Pillow decodes, always to its full size."""
+
+    plain_jpeg: bytes | None = None
 
     def __init__(self, data: bytes, mode: str) -> None:
         try:
@@ -148,7 +157,7 @@ def open_image(data: bytes, mode: str) -> EncodedImage:
             return _Other(data, mode)
         _check_size(width, height)
         if colorspace in _SAME_AS_PILLOW and _is_upright(data):
-            return _Jpeg(data, mode, (width, height))
+            return _Jpeg(data, mode, (width, height), colorspace)
     return _Other(data, mode)
 
 

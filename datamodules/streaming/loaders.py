@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.streaming.batch_memory import BatchMemory
+from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardSource
 from datamodules.streaming.transforms import Decoded
 
@@ -38,6 +39,10 @@ class Batch(NamedTuple):
     samples: torch.Tensor
     weights: torch.Tensor
     substituted: torch.Tensor
+
+
+AnyBatch = Batch | EncodedBatch
+"""What workers send: with ``data.decoder=nvjpeg`` the images are still to be decoded."""
 
 
 class Collate:
@@ -76,24 +81,24 @@ LoaderError = DataError | UnreachableError
 """What ends a loader's batches for a reason that lies outside this process."""
 
 
-class _ErrorsAsItems(IterableDataset[Batch | LoaderError]):
+class _ErrorsAsItems(IterableDataset[AnyBatch | LoaderError]):
     """Yields an error of the data's or a server's where another dataset raises it.
 
     What a worker raises reaches the training process with a traceback for a message; what it yields arrives as it was.
     """
 
-    def __init__(self, dataset: Iterable[Batch]) -> None:
+    def __init__(self, dataset: Iterable[AnyBatch]) -> None:
         super().__init__()
         self._dataset = dataset
 
-    def __iter__(self) -> Iterator[Batch | LoaderError]:
+    def __iter__(self) -> Iterator[AnyBatch | LoaderError]:
         try:
             yield from self._dataset
         except (DataError, UnreachableError) as error:
             yield error
 
 
-def _raised(items: Iterable[Batch | LoaderError]) -> Iterator[Batch]:
+def _raised(items: Iterable[AnyBatch | LoaderError]) -> Iterator[AnyBatch]:
     for item in items:
         if isinstance(item, LoaderError):
             try:
@@ -105,13 +110,14 @@ def _raised(items: Iterable[Batch | LoaderError]) -> Iterator[Batch]:
 
 def make_loader(
     source: ShardSource,
-    decode: Callable[[RawSample], Decoded],
+    decode: Callable[[RawSample], Any],
     data: Data,
     *,
     batch_size: int,
     pin_memory: bool,
     image_bytes: int | None = None,
-) -> DataLoader[Batch | LoaderError]:
+    collate: Callable[[list[Any]], AnyBatch] | None = None,
+) -> DataLoader[AnyBatch | LoaderError]:
     """A loader whose batches come in the plan's order. Users' own webdataset stages go between source and batching.
 
     Args:
@@ -121,12 +127,13 @@ def make_loader(
         batch_size: Samples of a batch.
         pin_memory: Whether batches are copied to memory that a GPU reads by itself.
         image_bytes: Size of a decoded image, to reserve memory that is used again; None reserves none.
+        collate: Makes a batch of samples; None stacks images.
     """
     memory = None
     if data.num_workers and image_bytes is not None:
         slots = data.prefetch_batches + _SLOTS_IN_USE
         memory = BatchMemory(batch_size * image_bytes, workers=data.num_workers, slots_per_worker=slots)
-    batched = wds.batched(batch_size, collation_fn=Collate(memory), partial=True)
+    batched = wds.batched(batch_size, collation_fn=collate or Collate(memory), partial=True)
     pipeline = wds.DataPipeline(source, wds.map(decode), batched)
     workers: dict[str, Any] = {}
     if data.num_workers:
@@ -166,12 +173,12 @@ class TrainingStream:
         position: Number of the next micro-batch.
     """
 
-    def __init__(self, loader: DataLoader[Batch | LoaderError], *, first: int) -> None:
+    def __init__(self, loader: DataLoader[AnyBatch | LoaderError], *, first: int) -> None:
         self.position = first
         self._iterator = iter(loader)
         self._batches = _raised(self._iterator)
 
-    def take(self, count: int) -> Iterator[Batch]:
+    def take(self, count: int) -> Iterator[AnyBatch]:
         """The next ``count`` micro-batches."""
         for _ in range(count):
             batch = next(self._batches)
@@ -193,21 +200,21 @@ class EpochLoader:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         return self._stream.take(self._length)
 
 
 class EvaluationLoader:
     """A rank's batches of a split, sized; its workers outlive an epoch."""
 
-    def __init__(self, loader: DataLoader[Batch | LoaderError], plan: EvaluationPlan) -> None:
+    def __init__(self, loader: DataLoader[AnyBatch | LoaderError], plan: EvaluationPlan) -> None:
         self._loader = loader
         self._length = plan.batches
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         return _raised(self._loader)
 
     def close(self) -> None:

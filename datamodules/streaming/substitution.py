@@ -43,11 +43,12 @@ class Substituting:
                 image, label, number, weight, _ = self.decode(other | belonging)
             except BadSampleError:
                 continue
-            _say(f"{first}; sample {other['__key__']} takes its place")
+            say(f"{first}; sample {other['__key__']} takes its place")
             return image, label, number, weight, True
         raise DataError(f"{first}, nor is any of up to {MAX_TRIES} samples after it")
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Write a warning to standard error."""
     # A worker is a fork: its copies of the loggers may be locked for ever by threads that it does not have.
     os.write(2, f"warning: {message}\n".encode("utf-8", "replace"))

@@ -22,6 +22,7 @@ from torchvision.transforms import InterpolationMode, RandomRotation, TrivialAug
 from configs.problems import DataError
 from configs.schema import Augmentation, Data
 from datamodules.images.decoding import DIVISORS, PIL_MODES, BadSampleError, EncodedImage, open_image
+from datamodules.images.jpeg import Box
 from datamodules.indexing.scan import IMAGE_EXTENSIONS
 from datamodules.streaming.randomness import AUGMENTATION, seed_everything
 from datamodules.streaming.source import RawSample
@@ -30,7 +31,7 @@ Transform = Callable[[EncodedImage], torch.Tensor]
 Decoded = tuple[torch.Tensor, int, int, float, bool]
 """Image (C, H, W) uint8, label, sample number, weight, and whether it stands in for another."""
 _PilTransform = Callable[[Image.Image], Image.Image]
-_FILTERS = {
+FILTERS = {
     "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
 }
@@ -39,7 +40,35 @@ _REACH = {"bilinear": 1, "bicubic": 2}
 _PHASES, _CLOSE = 128, 0.01
 
 
-def training_transform(data: Data, image_size: int) -> Transform:
+class Geometry(NamedTuple):
+    """What becomes of an image of known size up to flipping, with all that is random in it drawn.
+
+    Attributes:
+        image_size: Width and height of the image.
+        box: The part of it that is resized.
+        size: Height and width that it is resized to.
+        interpolation: ``bilinear`` or ``bicubic``.
+        scales: Pixels per resized pixel in each direction, where not the box decides.
+        skipped: Rows at the top and columns at the left that are then cut off.
+        flips: Axes of (C, H, W) that are then reversed.
+    """
+
+    image_size: tuple[int, int]
+    box: Box
+    size: tuple[int, int]
+    interpolation: str
+    scales: tuple[float, float] | None = None
+    skipped: tuple[int, int] = (0, 0)
+    flips: tuple[int, ...] = ()
+
+    def finish(self, resized: torch.Tensor) -> torch.Tensor:
+        """Cut and flip what was resized, (C, *size) of any device."""
+        top, left = self.skipped
+        found = resized[:, top:, left:]
+        return found.flip(self.flips) if self.flips else found
+
+
+def training_transform(data: Data, image_size: int) -> "RandomCrop | CenterCrop":
     """The training transform: an encoded image to (C, image_size, image_size) uint8."""
     augmentation = data.augmentation
     if not augmentation.enabled:
@@ -53,7 +82,7 @@ def training_transform(data: Data, image_size: int) -> Transform:
     )
 
 
-def evaluation_transform(data: Data, image_size: int) -> Transform:
+def evaluation_transform(data: Data, image_size: int) -> "CenterCrop":
     """The evaluation transform: resize, centre crop; an encoded image to (C, image_size, image_size) uint8."""
     interpolation = "bicubic" if data.interpolation == "random" else data.interpolation
     return CenterCrop(image_size, crop_pct=data.crop_pct, interpolation=interpolation)
@@ -81,20 +110,26 @@ class RandomCrop:
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
         """One image of a training batch."""
-        size, augmentation = self.image_size, self.augmentation
-        width, height = image.size
+        return self.carry_out(image, self.geometry(image.size))
+
+    def geometry(self, image_size: tuple[int, int]) -> Geometry:
+        """Draw crop, interpolation and flips for an image of that width and height."""
+        augmentation = self.augmentation
+        width, height = image_size
         whole = torch.empty(1, 1, 1).expand(1, height, width)  # of which only the size is read
-        top, left, rows, columns = RandomResizedCropAndInterpolation.get_params(
-            whole, augmentation.scale, augmentation.ratio
-        )
+        box = RandomResizedCropAndInterpolation.get_params(whole, augmentation.scale, augmentation.ratio)
         several = len(self.interpolations) > 1
         interpolation = random.choice(self.interpolations) if several else self.interpolations[0]
-        divisor = next(n for n in DIVISORS if n == 1 or min(rows, columns) >= 2 * n * size)
-        crop = torch.from_numpy(image.pixels((top, left, rows, columns), divisor))
-        found = resize(crop, (size, size), interpolation)
-        flips = [axis for axis, p in ((-1, augmentation.hflip), (-2, augmentation.vflip)) if p and torch.rand(1) < p]
-        if flips:
-            found = found.flip(flips)
+        chances = ((-1, augmentation.hflip), (-2, augmentation.vflip))
+        flips = tuple(axis for axis, p in chances if p and torch.rand(1) < p)
+        return Geometry(image_size, box, (self.image_size, self.image_size), interpolation, flips=flips)
+
+    def carry_out(self, image: EncodedImage, geometry: Geometry) -> torch.Tensor:
+        """Decode, crop, resize and flip as was drawn; then draw and apply what changes colours or turns the image."""
+        _, _, rows, columns = geometry.box
+        divisor = next(n for n in DIVISORS if n == 1 or min(rows, columns) >= 2 * n * self.image_size)
+        crop = torch.from_numpy(image.pixels(geometry.box, divisor))
+        found = geometry.finish(resize(crop, geometry.size, geometry.interpolation))
         return _through_pillow(found, self.after) if self.after else found
 
 
@@ -112,7 +147,11 @@ class CenterCrop:
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
         """One image of an evaluation batch."""
-        width, height = image.size
+        return self.carry_out(image, self.geometry(image.size))
+
+    def geometry(self, image_size: tuple[int, int]) -> Geometry:
+        """Which part of an image of that width and height is needed, and what size it gets."""
+        width, height = image_size
         short = min(width, height)
         reach = _REACH[self.interpolation]
         rows, columns = (
@@ -120,13 +159,19 @@ class CenterCrop:
             for length in (height, width)
         )
         box = (rows.first, columns.first, rows.last - rows.first, columns.last - columns.first)
-        found = resize(
-            torch.from_numpy(image.pixels(box)),
+        return Geometry(
+            image_size,
+            box,
             (rows.skipped + self.image_size, columns.skipped + self.image_size),
             self.interpolation,
             scales=(rows.scale, columns.scale),
+            skipped=(rows.skipped, columns.skipped),
         )
-        return found[:, rows.skipped :, columns.skipped :]
+
+    def carry_out(self, image: EncodedImage, geometry: Geometry) -> torch.Tensor:
+        """Decode, resize and cut."""
+        part = torch.from_numpy(image.pixels(geometry.box))
+        return geometry.finish(resize(part, geometry.size, geometry.interpolation, scales=geometry.scales))
 
 
 class _Window(NamedTuple):
@@ -182,7 +227,7 @@ def resize(
     if transparent:
         pixels = torch.from_numpy(np.array(Image.fromarray(pixels.contiguous().numpy()).convert("RGBa")))
     vertical, horizontal = (1 / scale for scale in scales) if scales is not None else (None, None)
-    found: torch.Tensor = _FILTERS[interpolation](
+    found: torch.Tensor = FILTERS[interpolation](
         pixels.unsqueeze(0).permute(0, 3, 1, 2), size, False, vertical, horizontal
     ).squeeze(0)
     if transparent:

@@ -62,6 +62,17 @@ CASES = [
             ("random_erasing_prob=0.2", "0"),
         )
     ),
+    *(
+        (("data.decoder=nvjpeg", setting), "data.decoder", f"cpu beside {reason}")
+        for setting, reason in (
+            ("trainer.accelerator=cpu", "trainer.accelerator = cpu"),
+            ("model.in_chans=1", "model.in_chans = 1: the GPU decodes RGB alone"),
+            *(
+                (f"data.augmentation.{name}={value}", f"data.augmentation.{name}, which works on the CPU's pixels")
+                for name, value in (("rotation", 5), ("auto_augment", "trivial"), ("color_jitter", 0.4))
+            ),
+        )
+    ),
     (
         ("model.compound_phi=1", "model.width_multiplier=2"),
         "model.compound_phi",
@@ -185,6 +196,8 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("data.augmentation.color_jitter=0.4",),
         ("data.augmentation.color_jitter=0.3", "data.augmentation.auto_augment=3a"),
         ("data.augmentation.auto_augment=rand-m9-mstd0.5-inc1",),
+        ("data.decoder=nvjpeg", "data.augmentation.random_erasing_prob=0.2", "data.interpolation=random"),
+        ("data.decoder=nvjpeg", "data.augmentation.enabled=false", "trainer.accelerator=cuda"),
         ("model.compound_phi=-1.5",),
         ("model.width_multiplier=0.5", "model.depth_multiplier=1.2"),
         ("model.pretrained=true", "model.name=tf_efficientnetv2_s", "model.freeze_backbone_epochs=349"),

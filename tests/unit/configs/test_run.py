@@ -59,6 +59,10 @@ def test_another_experiment_is_another_run(override: str) -> None:
     assert RunDirectory.of(config_of(override)) != RunDirectory.of(config_of())
 
 
+def test_another_decoder_is_another_experiment() -> None:
+    assert config_hash(config_of("data.decoder=nvjpeg")) != config_hash(config_of())
+
+
 @pytest.mark.parametrize("override", OTHER_HARDWARE)
 def test_other_hardware_is_the_same_experiment(override: str) -> None:
     assert config_hash(config_of(override)) == config_hash(config_of())

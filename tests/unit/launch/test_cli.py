@@ -126,6 +126,11 @@ def test_a_bad_config_ends_fit_with_93_one_message_and_nothing_on_disk(tmp_path:
         ([*MINIMAL, "trainer.num_nodes=2"], "effnet fit trains on this machine"),
         ([*MINIMAL, "trainer.accelerator=cuda"], "cpu or auto: no GPU is here"),
         ([*MINIMAL, "trainer.precision=16-mixed"], "32-true or bf16-mixed: no GPU is here"),
+        (
+            [*MINIMAL, "data.decoder=nvjpeg"],
+            'data.decoder\n      received  "nvjpeg"\n      accepted  cpu: no GPU is here',
+        ),
+        ([*MINIMAL, "data.decoder=nvjpeg", "trainer.accelerator=cpu"], "cpu beside trainer.accelerator = cpu"),
         ([*MINIMAL, "trainer.devices=3"], "a multiple of micro_batch_size x devices"),
         ([*MINIMAL, "runs_dir=/dev/null/runs"], "a folder in which /dev/null/runs/run-"),
         (["--config", "experiment/digits.yaml", "runs_dir=/dev/null/runs"], "a folder in which /dev/null/runs/digits-"),
