@@ -168,4 +168,20 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
         yield _problem(config, "model.freeze_backbone_epochs", accepted, strategy)
 
 
-CHECKS: tuple[Check, ...] = (_batches, _images, _decoder, _model, _optimizer, _schedule, _strategy)
+def _checkpoints(config: Config) -> Iterator[Problem]:
+    checkpoint, remote = config.checkpoint, "checkpoint.remote_dir"
+    if checkpoint.monitor is not None and checkpoint.keep_best is None:
+        accepted = "null: it has an effect with checkpoint.keep_best only"
+        yield _problem(config, "checkpoint.monitor", accepted, "checkpoint.keep_best")
+    elif checkpoint.monitor is not None and "ema_" in checkpoint.monitor and not config.ema.enabled:
+        accepted = "a metric of the raw weights, such as val/top1, beside ema.enabled = false"
+        yield _problem(config, "checkpoint.monitor", accepted, "ema.enabled")
+    if checkpoint.remote_dir is not None:
+        protocol, _, rest = checkpoint.remote_dir.partition("://")
+        if protocol in ("http", "https", "hf"):
+            yield _problem(config, remote, "a place that can be written, such as s3://bucket/folder")
+        elif not rest.strip("/") or {"..", "."} & set(rest.split("/")):
+            yield _problem(config, remote, "a folder, without . and .. in its path")
+
+
+CHECKS: tuple[Check, ...] = (_batches, _images, _decoder, _model, _optimizer, _schedule, _strategy, _checkpoints)

@@ -9,6 +9,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ValidationMetric = Literal["val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5", "val/ema_loss"]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -240,14 +241,32 @@ class Deepspeed(Section):
 
 
 class Checkpoint(Section):
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, where, and which are kept. One is always written at the end."""
 
     every_n_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; None is off."""
+    every_n_minutes: PositiveFloat | None = None
+    """Minutes after a checkpoint of any kind until the next; None is off."""
     every_n_epochs: PositiveInt = 1
-    """Epochs between checkpoints. One is always written at the end."""
+    """Epochs between checkpoints."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory. DeepSpeed's own files are written before it goes on."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept. The last one that verifies is never removed."""
+    keep_best: PositiveInt | None = 1
+    """Checkpoints kept beside these for their value of `monitor`; None is none."""
+    monitor: ValidationMetric | None = None
+    """Validation metric that `keep_best` goes by: losses the lower, others the higher the better. None is
+    `val/ema_top1`, or `val/top1` where no average is kept."""
+    keep_every_n_steps: PositiveInt | None = None
+    """The first checkpoint at or after each multiple of this many optimizer steps is kept for ever; None is none."""
+    remote_dir: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^@:]*$")] | None = None
+    """URL of a folder (`s3://bucket/folder`, or any other that fsspec writes to) in which the run's checkpoints are
+    kept as well, in a folder of its id. A run without checkpoints here goes on from those there. None is off."""
+    max_failures: PositiveInt = 5
+    """Saves that may fail in a row, whether on disk or to remote_dir; then training stops, to be tried again."""
+    retry_pause_s: PositiveFloat = 60.0
+    """Seconds of training until a failed save is tried again; doubles with each failure in a row, up to 10 minutes."""
 
 
 class Fault(Section):
@@ -297,6 +316,11 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     fault: Fault = Fault()
     tracking: Tracking = Tracking()
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric by which a checkpoint is better than another."""
+        return self.checkpoint.monitor or ("val/ema_top1" if self.ema.enabled else "val/top1")
 
     @property
     def width_and_depth(self) -> tuple[float, float] | None:

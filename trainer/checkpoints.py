@@ -1,10 +1,12 @@
 """Checkpoint directories on disk: written whole or not at all, verified by a manifest, never the last good one removed.
 
 Order of a save: ``step-N.tmp/`` beside its final name, contents, fsync, manifest, fsync, rename, ``LATEST``.
+One process writes at a time.
 """
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -21,6 +23,7 @@ from configs.problems import DataError
 from configs.run import write_atomically
 from trainer.consolidation import load_saved_weights
 from trainer.logs import logger
+from trainer.retention import Kept, Retention
 
 CHECKPOINT, MANIFEST, LATEST = "checkpoint.ckpt", "manifest.json", "LATEST"
 WEIGHTS = "weights.safetensors"
@@ -58,24 +61,44 @@ class CheckpointDirectory:
 
     def temporary(self, step: int) -> Path:
         """Where a save is written before it gets its name: ``checkpoint.ckpt`` in it, a file or a directory."""
-        return self.path / f"{_name(step)}.tmp"
+        return self.path / f"{step_name(step)}.tmp"
+
+    def named(self, step: int) -> Path:
+        """Where the checkpoint of a step is, once it is whole."""
+        return self.path / step_name(step)
 
     def begin(self, step: int) -> Path:
-        """Make the temporary directory, empty."""
+        """Make the temporary directory, empty. What saves left that were cut off goes first, and its room is free."""
+        self.sweep()
         temporary = self.temporary(step)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
 
+    def sweep(self) -> None:
+        """Remove what saves left that were cut off or failed."""
+        for path in self.path.glob("step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def commit(self, step: int, *, manifest: dict[str, Any]) -> Path:
         """Give a written save its name and make it the latest."""
-        temporary, final = self.temporary(step), self.path / _name(step)
+        temporary = self.temporary(step)
         files = {}
         for file in _files(temporary):
             _fsync(file)
             files[str(file.relative_to(temporary))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         write_atomically(temporary / MANIFEST, json.dumps({**manifest, "step": step, "files": files}, indent=2) + "\n")
-        _fsync(temporary)
+        return self._publish(step)
+
+    def adopt(self, step: int) -> Path:
+        """As ``commit``, of a copy that has come from elsewhere with its manifest, and verifies."""
+        for file in _files(self.temporary(step)):
+            _fsync(file)
+        return self._publish(step)
+
+    def _publish(self, step: int) -> Path:
+        temporary, final = self.temporary(step), self.named(step)
+        for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
+            _fsync(folder)
         replaced = self.path / f"{final.name}.replaced.tmp"
         if final.exists():  # it did not verify, or this save would not have been
             shutil.rmtree(replaced, ignore_errors=True)
@@ -83,6 +106,11 @@ class CheckpointDirectory:
         temporary.rename(final)
         _fsync(self.path)
         shutil.rmtree(replaced, ignore_errors=True)
+        return self.point(step)
+
+    def point(self, step: int) -> Path:
+        """Make the checkpoint of a step the latest."""
+        final = self.named(step)
         write_atomically(self.path / LATEST, final.name + "\n")
         return final
 
@@ -110,24 +138,23 @@ class CheckpointDirectory:
             raise DataError(f"{self.path.parent} has no checkpoint that verifies")
         return path
 
-    def prune(self, keep_last: int, *, saved: Path | None = None) -> None:
-        """Remove all but the newest ``keep_last``, and what saves that were cut off have left.
-
-        Counting begins at the newest one that verifies: after a resume from before damaged ones, those have higher
-        steps than what is saved next, and must not push it out. Nor does anything push out what was just ``saved``.
-        """
-        finished = self._finished()
-        if len(finished) > keep_last:
-            good = next((number for number, path in enumerate(finished) if verify(path) is None), len(finished))
-            for path in finished[good + keep_last :]:
-                if path != saved:
-                    shutil.rmtree(path)
-        for path in self.path.glob("step-*.tmp"):
-            shutil.rmtree(path)
+    def prune(self, retention: Retention, *, saved: Path | None = None) -> None:
+        """Remove what no rule keeps, and what saves that were cut off have left; never what was just ``saved``."""
+        finished = {step_of(path): path for path in self._finished()}
+        # What was just saved need not be read again to know that it is whole.
+        good = next((step for step, path in finished.items() if path == saved or verify(path) is None), None)
+        if good is not None:
+            kept = [Kept(step, metric(path, retention.monitor)) for step, path in finished.items()]
+            never = () if saved is None else (step_of(saved),)
+            for step in retention.removable(kept, good=good, never=never):
+                removed = finished[step].with_name(f"{step_name(step)}.removed.tmp")  # not half there, if cut off
+                shutil.rmtree(removed, ignore_errors=True)
+                finished[step].rename(removed)
+        self.sweep()
 
     def _finished(self) -> list[Path]:
         """Checkpoints that have their name, the newest first."""
-        return sorted(filter(_finished_name, self.path.glob("step-*")), reverse=True)
+        return sorted(filter(_finished_name, self.path.glob("step-*")), key=step_of, reverse=True)
 
 
 def verify(path: Path) -> str | None:
@@ -140,7 +167,7 @@ def verify(path: Path) -> str | None:
         return f"no readable manifest ({error})"
     if not files:
         return "its manifest names no files"
-    if _finished_name(path) and path.name != _name(step):
+    if _finished_name(path) and path.name != step_name(step):
         return f"its manifest is of step {step}"
     for name, (size, checksum) in files.items():
         file = path / name
@@ -168,6 +195,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"checkpoint {path}: {fault}")
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     return manifest
+
+
+def metric(path: Path, name: str) -> float | None:
+    """What a checkpoint reached in the validation that it was saved after; None if there was none, or it is damaged."""
+    try:
+        return metric_of(json.loads((path / MANIFEST).read_text(encoding="utf-8")), name)
+    except (OSError, ValueError):
+        return None
+
+
+def metric_of(manifest: Any, name: str) -> float | None:
+    """As ``metric``, from the manifest itself."""
+    metrics = manifest.get("metrics") if isinstance(manifest, dict) else None
+    value = metrics.get(name) if isinstance(metrics, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -198,8 +240,14 @@ def _load(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
+    """Name of the directory of a step's checkpoint."""
     return f"step-{step:09d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a finished checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _finished_name(path: Path) -> bool:

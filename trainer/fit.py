@@ -18,6 +18,8 @@ from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
 from trainer.processes import Processes
 from trainer.progress import ProgressDisplay
+from trainer.remote_checkpoints import fetch_newest
+from trainer.rendezvous import on_first_rank
 from trainer.results import validation_table
 from trainer.signals import StopFlag
 from trainer.tracking import SafeWandbLogger, build_loggers
@@ -34,6 +36,8 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     config = run.load_config()
     accelerator = resolve_accelerator(config)
     checkpoints = CheckpointDirectory(run.checkpoints)
+    if config.checkpoint.remote_dir is not None:
+        on_first_rank(processes, lambda: fetch_newest(config, run))
     resume_from = find_checkpoint(config, checkpoints)
     resumed_step, validated = 0, True
     if resume_from is not None:
@@ -49,7 +53,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         *([WeightAverage(config.ema)] if config.ema.enabled else []),
         metrics,
         ProgressDisplay(config, console, metrics),
-        Checkpointing(config, checkpoints, flag, facts=facts),
+        Checkpointing(config, checkpoints, flag, facts=facts, resumed=resume_from),
     ]
     loggers = build_loggers(config, run, resumed_step=resumed_step, validated=validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)

@@ -113,6 +113,10 @@ class SafeWandbLogger(WandbLogger):
         """Set the run's config, unless W&B has failed before."""
         self._guard(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever has asked W&B to be told, unless W&B has failed before."""
+        self._guard(lambda: self.experiment.alert(title=title, text=text))
+
     def finish(self, exit_code: int) -> None:
         """End this attempt's part of the run."""
         self._guard(lambda: self.experiment.finish(exit_code=exit_code))

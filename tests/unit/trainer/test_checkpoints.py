@@ -22,6 +22,7 @@ from trainer.checkpoints import (
     verify,
 )
 from trainer.fit import find_checkpoint
+from trainer.retention import Retention
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def test_folders_of_other_names_are_no_checkpoints(directory: CheckpointDirector
         shutil.copytree(path, directory.path / name)
 
     assert directory.newest() == path
-    directory.prune(1)
+    directory.prune(Retention(last=1))
     assert names(directory) == sorted([LATEST, path.name, "step-best", "step-000000010.copy", "last"])
 
 
@@ -253,10 +254,10 @@ def test_a_step_that_is_saved_again_replaces_what_did_not_verify(directory: Chec
 def test_the_newest_few_are_kept(directory: CheckpointDirectory) -> None:
     for step in range(1, 6):
         save(directory, step)
-    directory.prune(2)
+    directory.prune(Retention(last=2))
 
     assert names(directory) == [LATEST, "step-000000004", "step-000000005"]
-    directory.prune(2)
+    directory.prune(Retention(last=2))
     assert names(directory) == [LATEST, "step-000000004", "step-000000005"]
 
 
@@ -264,7 +265,7 @@ def test_the_last_good_checkpoint_is_never_removed(directory: CheckpointDirector
     good = save(directory, 1)
     for step in range(2, 6):
         _flip_content(save(directory, step))
-    directory.prune(1)
+    directory.prune(Retention(last=1))
 
     assert directory.newest() == good
 
@@ -279,7 +280,7 @@ def test_damaged_ones_of_later_steps_do_not_push_out_what_is_saved_after_a_resum
 
     for step in (110, 120, 130):  # the run went on from 100
         saved = save(directory, step)
-        directory.prune(2)
+        directory.prune(Retention(last=2))
         assert directory.newest() == saved
     assert {"step-000000120", "step-000000130"} <= set(names(directory))
     assert not {"step-000000100", "step-000000110"} & set(names(directory))
@@ -288,7 +289,7 @@ def test_damaged_ones_of_later_steps_do_not_push_out_what_is_saved_after_a_resum
 def test_nothing_is_removed_where_nothing_verifies(directory: CheckpointDirectory) -> None:
     for step in (1, 2, 3):
         _truncate(save(directory, step))
-    directory.prune(1)
+    directory.prune(Retention(last=1))
 
     assert len(list(directory.path.glob("step-*"))) == 3
 
@@ -297,7 +298,7 @@ def test_what_killed_saves_left_is_removed(directory: CheckpointDirectory) -> No
     torch.save({}, directory.begin(5) / CHECKPOINT)
     directory.begin(6)
     path = save(directory, 7)
-    directory.prune(3)
+    directory.prune(Retention(last=3))
 
     assert names(directory) == [LATEST, path.name]
 
@@ -418,6 +419,6 @@ def test_what_was_just_saved_is_never_pruned(tmp_path: Path) -> None:
     for step in (30, 20, 10):
         (directory.begin(step) / CHECKPOINT).write_bytes(b"weights")
         saved = directory.commit(step, manifest={})
-        directory.prune(2, saved=saved)
+        directory.prune(Retention(last=2), saved=saved)
 
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{step:09d}" for step in (10, 20, 30)]

@@ -1,0 +1,65 @@
+"""What all ranks must know at the same step, though only one of them has seen it."""
+
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+
+class Votes(NamedTuple):
+    """What a rank has seen, or any of them.
+
+    Attributes:
+        signal: A signal has come.
+        stop: A file asks to stop.
+        save: A save is due.
+        failed: Too many saves have failed.
+    """
+
+    signal: bool = False
+    stop: bool = False
+    save: bool = False
+    failed: bool = False
+
+
+class Agreement:
+    """Lets all ranks find out at the same step what one of them has seen.
+
+    A MAX all-reduce on the CPU, begun at one step and read at the next: nobody waits for it, and the device is not
+    involved.
+    """
+
+    def __init__(self, *, world_size: int, timeout: timedelta) -> None:
+        self._group: distributed.ProcessGroup | None = None
+        if world_size > 1:
+            group = distributed.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(group, distributed.ProcessGroup)  # torch's -100 is for ranks left out
+            self._group = group
+        self._world_size = world_size
+        self._votes = torch.zeros(len(Votes._fields), dtype=torch.int32)
+        self._pending: distributed.Work | None = None
+
+    def ask(self, seen: Votes) -> Votes:
+        """Call on all ranks at the same step: what any rank had seen when this was called last."""
+        if self._group is None:
+            return seen
+        agreed = self._wait()
+        self._votes.copy_(torch.tensor(seen, dtype=torch.int32))
+        self._pending = distributed.all_reduce(self._votes, distributed.ReduceOp.MAX, self._group, async_op=True)
+        return agreed
+
+    def first(self, text: str | None) -> str | None:
+        """Call on all ranks, which wait for each other: the text of the first rank that has one."""
+        if self._group is None:
+            return text
+        texts: list[str | None] = [None] * self._world_size
+        distributed.all_gather_object(texts, text, self._group)
+        return next((each for each in texts if each is not None), None)
+
+    def _wait(self) -> Votes:
+        if self._pending is None:
+            return Votes()
+        self._pending.wait()
+        self._pending = None
+        return Votes(*map(bool, self._votes.tolist()))

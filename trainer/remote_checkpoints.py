@@ -1,0 +1,247 @@
+"""A run's checkpoints in a remote folder, through fsspec: a copy of those on disk, to go on from on another machine.
+
+A remote checkpoint is whole once its manifest is there, which is written last and removed first.
+"""
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import fsspec
+
+from configs.problems import ConfigError, Problem, UnreachableError
+from configs.run import RunDirectory, config_hash, write_atomically
+from configs.schema import Config
+from trainer.checkpoints import MANIFEST, CheckpointDirectory, metric_of, step_name, step_of, verify
+from trainer.logs import logger
+from trainer.retention import Kept, Retention
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
+ATTEMPTS, FIRST_PAUSE_S = 5, 1.0
+"""Of looking for a checkpoint when a run begins."""
+_LASTING = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+"""botocore's, which is not here without the s3 extra."""
+_RANDOM = random.SystemRandom()
+"""Not Python's global generator: uploads go on while training draws augmentations from it, by seed."""
+Value = TypeVar("Value")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+@dataclass(frozen=True)
+class RemoteCheckpoints:
+    """The folder of one run.
+
+    Attributes:
+        url: Its URL, without a slash at the end.
+        filesystem: fsspec's, of this process alone.
+    """
+
+    url: str
+    filesystem: Any = field(repr=False)
+    _metrics: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, config: Config, run_id: str) -> "RemoteCheckpoints | None":
+        """The remote folder of a run, if its configuration names one. Nothing is sent.
+
+        Raises:
+            ConfigError: If fsspec, as it is installed here, does not know this kind of URL.
+        """
+        folder = config.checkpoint.remote_dir
+        if folder is None:
+            return None
+        protocol = folder.partition("://")[0]
+        try:
+            filesystem = _filesystem(protocol)
+        except (ImportError, ValueError) as error:
+            extra = _EXTRAS.get(protocol)
+            accepted = f"pip install 'effnet[{extra}]' for {protocol}://" if extra else str(error)
+            raise ConfigError([Problem(key="checkpoint.remote_dir", received=folder, accepted=accepted)]) from None
+        return cls(f"{folder.rstrip('/')}/{run_id}", filesystem)
+
+    def named(self, step: int) -> str:
+        """URL of the checkpoint of a step."""
+        return f"{self.url}/{step_name(step)}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are whole, the newest first."""
+        return sorted((step for step, names in self._listed().items() if MANIFEST in names), reverse=True)
+
+    def check(self) -> None:
+        """Write and remove a file, so that a folder which refuses it is found out before training."""
+        probe = f"{self._root}/probe"
+        self.filesystem.pipe_file(probe, b"effnet")
+        self.filesystem.rm_file(probe)
+
+    def upload(self, path: Path) -> None:
+        """Copy a checkpoint of this machine's, unless it is there; its manifest last.
+
+        Raises:
+            OSError: Or whatever fsspec raises, if it cannot be written.
+        """
+        step = step_of(path)
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if MANIFEST in self._listed().get(step, ()):
+            if self.manifest(step) == manifest:
+                return
+            self.filesystem.rm_file(self._place(step, MANIFEST))  # while its files are replaced, it is not whole
+        for name, expected in manifest["files"].items():
+            self.filesystem.put_file(str(path / name), self._place(step, name))
+            size = self.filesystem.info(self._place(step, name))["size"]
+            if size != expected["bytes"]:
+                raise EOFError(f"{name} has {size} bytes there instead of {expected['bytes']}")
+        self.filesystem.put_file(str(path / MANIFEST), self._place(step, MANIFEST))
+        logger.debug("uploaded %s", self.named(step))
+
+    def manifest(self, step: int) -> dict[str, Any] | None:
+        """The manifest of a checkpoint; None if it cannot be read as one."""
+        try:
+            found = json.loads(self.filesystem.cat_file(self._place(step, MANIFEST)))
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
+
+    def download(self, step: int, directory: CheckpointDirectory) -> Path | None:
+        """Fetch a checkpoint, verify it and give it its name here; None, and the reason logged, if it is damaged."""
+        manifest, temporary = self.manifest(step), directory.begin(step)
+        names = [*manifest["files"], MANIFEST] if manifest is not None else []
+        fault = "no readable manifest" if not names else None
+        if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in names):
+            fault = "its manifest names files outside of it"
+        if fault is None:
+            for name in names:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self.filesystem.get_file(self._place(step, name), str(temporary / name))
+                except FileNotFoundError:
+                    break  # verification says which
+            fault = verify(temporary)
+        if fault is not None:
+            directory.sweep()
+            logger.warning("checkpoint %s is passed over: %s", self.named(step), fault)
+            return None
+        return directory.adopt(step)
+
+    def prune(self, retention: Retention, *, saved: int) -> None:
+        """Remove what no rule keeps, and what uploads have left that were cut off; never what was just ``saved``."""
+        listed = self._listed()
+        whole = [step for step, names in listed.items() if MANIFEST in names]
+        kept = [Kept(step, metric_of(self._cached(step), retention.monitor)) for step in whole]
+        removed = retention.removable(kept, good=saved, never=(saved,))
+        for step in removed | (listed.keys() - set(whole)):
+            if step in whole:
+                self.filesystem.rm_file(self._place(step, MANIFEST))
+            self.filesystem.rm(f"{self._root}/{step_name(step)}", recursive=True)
+
+    @property
+    def _root(self) -> str:
+        root: str = self.filesystem._strip_protocol(self.url)
+        return root
+
+    def _place(self, step: int, name: str) -> str:
+        return f"{self._root}/{step_name(step)}/{name}"
+
+    def _listed(self) -> dict[int, set[str]]:
+        """Names of the files of each checkpoint, whole or not."""
+        try:
+            found = self.filesystem.find(self._root)
+        except FileNotFoundError:
+            return {}
+        checkpoints: dict[int, set[str]] = {}
+        for place in found:
+            folder, _, name = str(place).removeprefix(f"{self._root}/").partition("/")
+            if name and re.fullmatch(r"step-\d{9,}", folder):
+                checkpoints.setdefault(step_of(Path(folder)), set()).add(name)
+        return checkpoints
+
+    def _cached(self, step: int) -> dict[str, Any]:
+        """What a manifest says, asked for once: those that are kept for ever become many."""
+        if step not in self._metrics:
+            self._metrics[step] = {"metrics": (self.manifest(step) or {}).get("metrics")}
+        return self._metrics[step]
+
+
+def fetch_newest(config: Config, run: RunDirectory) -> None:
+    """Bring a run's newest remote checkpoint here, if it is newer than all that verify here.
+
+    For rank 0, before a checkpoint is picked; the others must wait for it. What is damaged there is passed over.
+
+    Raises:
+        ConfigError: If the folder cannot be written, holds another experiment, or is not empty with ``resume=never``.
+        UnreachableError: If the server does not answer: without it, a run might begin anew that has begun elsewhere.
+    """
+    remote = RemoteCheckpoints.of(config, run.run_id)
+    if remote is None:
+        return
+    _asked(remote, remote.check)
+    steps = _asked(remote, remote.steps)
+    if steps and config.resume == "never":
+        accepted = f"auto, or another run_id: {remote.named(steps[0])} exists"
+        raise ConfigError([Problem(key="resume", received="never", accepted=accepted)])
+    directory = CheckpointDirectory(run.checkpoints)
+    here = directory.newest()
+    for step in steps:
+        if here is not None and step <= step_of(here):
+            return
+        manifest = _asked(remote, partial(remote.manifest, step)) or {}
+        if manifest.get("config_hash", config_hash(config)) != config_hash(config):
+            accepted = f"another folder, or another run_id: {remote.named(step)} is of another experiment"
+            raise ConfigError([Problem(key="checkpoint.remote_dir", received=remote.url, accepted=accepted)])
+        if _asked(remote, partial(remote.download, step, directory)) is not None:
+            if here is None:
+                _adopt_wandb_id(run, manifest)
+            logger.info("fetched %s", remote.named(step))
+            return
+
+
+def _adopt_wandb_id(run: RunDirectory, manifest: dict[str, Any]) -> None:
+    """One run in W&B, though it has moved to a directory that has an id of its own already."""
+    wandb_id = manifest.get("wandb_id")
+    if isinstance(wandb_id, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", wandb_id):
+        run.wandb_id()  # makes the folder
+        write_atomically(run.wandb_dir / "wandb_id", wandb_id)
+
+
+def _asked(remote: RemoteCheckpoints, attempt: Callable[[], Value]) -> Value:
+    """Try a few times, unless the answer will not change."""
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            return attempt()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ in _LASTING:
+                accepted = f"a folder that can be written ({reason})"
+                raise ConfigError(
+                    [Problem(key="checkpoint.remote_dir", received=remote.url, accepted=accepted)]
+                ) from error
+            if number == ATTEMPTS:
+                raise UnreachableError(f"{remote.url}: {ATTEMPTS} attempts failed, the last with {reason}") from error
+            pause_s = FIRST_PAUSE_S * 2 ** (number - 1) * _RANDOM.uniform(0.5, 1.0)
+            logger.warning("%s: attempt %d of %d: %s; again in %.1f s", remote.url, number, ATTEMPTS, reason, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError("no attempt was made")
+
+
+def _filesystem(protocol: str) -> Any:
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        # botocore's own attempts draw from the global generator, and a save that waits too long holds training up.
+        once = {"total_max_attempts": 1}
+        times = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        options["config_kwargs"] = {"retries": once, **times}
+    elif protocol in ("gs", "gcs"):
+        import gcsfs.retry
+
+        gcsfs.retry.random = _RANDOM
+    elif protocol in ("file", "local"):
+        options["auto_mkdir"] = True
+    filesystem = fsspec.filesystem(protocol, **options)
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1
+    return filesystem

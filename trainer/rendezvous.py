@@ -1,0 +1,43 @@
+"""Work of rank 0 that the other ranks wait for, before there are process groups."""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch.distributed.rendezvous import rendezvous
+
+from configs.problems import ConfigError, DataError, UnreachableError
+from trainer.processes import Processes
+
+PATIENCE = timedelta(days=1)
+"""A launcher ends the waiting ranks long before, if rank 0 dies."""
+
+
+def on_first_rank(processes: Processes, work: Callable[[], None]) -> None:
+    """Do ``work`` on rank 0 while the others wait; what it raises there, they raise too.
+
+    Raises:
+        DataError: On the other ranks, if running again will not help.
+        UnreachableError: On the other ranks, if it may.
+    """
+    if processes.world_size == 1:
+        work()
+        return
+    # The store of the launcher, or the one that the process groups will be made with: PyTorch shares it.
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    key = f"effnet/first/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"  # that store outlives a restart
+    if processes.global_rank == 0:
+        word = {"failed": True, "lasting": False, "text": "rank 0 failed"}
+        try:
+            work()
+            word["failed"] = False
+        except Exception as error:
+            word |= {"lasting": isinstance(error, ConfigError | DataError), "text": str(error)}
+            raise
+        finally:
+            store.set(key, json.dumps(word))
+        return
+    word = json.loads(store.get(key))
+    if word["failed"]:
+        raise (DataError if word["lasting"] else UnreachableError)(str(word["text"]))

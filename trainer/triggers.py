@@ -1,0 +1,70 @@
+"""What asks for a checkpoint from outside of training: minutes that have passed, and files in the run directory.
+
+Rank 0 alone looks; trainer/agreement.py tells the others.
+"""
+
+import time
+from pathlib import Path
+
+from trainer.logs import logger
+
+STOP, SAVE = "STOP", "SAVE"
+"""Files that a person puts in a run directory, to end the run with a checkpoint or to have one and go on."""
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at the run directory, which may lie on a server."""
+
+
+class Triggers:
+    """Says when a save is due, once for each."""
+
+    def __init__(self, run_dir: Path, *, every_s: float | None) -> None:
+        """``every_s`` is the time from a checkpoint of any kind to the next one; None is off."""
+        self._run_dir = run_dir
+        self._every_s = every_s
+        self._due = time.monotonic() + every_s if every_s is not None else None
+        self._retry: float | None = None
+        self._looked = float("-inf")
+        self.stop = False
+
+    def started(self) -> None:
+        """A save has begun: count from here."""
+        self._due = time.monotonic() + self._every_s if self._every_s is not None else None
+        self._retry = None
+
+    def retry_in(self, seconds: float) -> None:
+        """A save has failed, and is due again before its time."""
+        self._retry = time.monotonic() + seconds
+
+    def save_is_due(self) -> bool:
+        """Whether to save now. True once; the next time is counted from here. Looks whether a person asks for it."""
+        asked = self._look()
+        times = [at for at in (self._due, self._retry) if at is not None]
+        if not asked and not any(time.monotonic() >= at for at in times):
+            return False
+        self.started()
+        return True
+
+    def stopped(self) -> None:
+        """Remove the file that asked to stop, or the next attempt would do so at once."""
+        if self.stop:
+            self.stop = False
+            self._remove(STOP)
+
+    def _look(self) -> bool:
+        """See whether a file asks to stop, and return whether one asks to save."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return False
+        self._looked = now
+        self.stop = (self._run_dir / STOP).exists()
+        return (self._run_dir / SAVE).exists() and self._remove(SAVE)
+
+    def _remove(self, name: str) -> bool:
+        file = self._run_dir / name
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be removed, do so before the run goes on: %s", file, error)
+            return False
+        logger.info("%s was honoured, and removed", file)
+        return True
