@@ -152,7 +152,7 @@ class Checkpointing(Callback):
         if ours["format_version"] > FORMAT_VERSION:
             raise DataError(f"checkpoint of format {ours['format_version']}; this effnet knows up to {FORMAT_VERSION}")
         datamodule = _datamodule(trainer)
-        datamodule.check_position(ours["position"], step)
+        datamodule.resume(ours["position"], step)
         loop, epoch = trainer.fit_loop, datamodule.order.epochs_before(step)
         steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         steps.ready = steps.completed = step
@@ -202,6 +202,7 @@ class Checkpointing(Callback):
                 "epoch": _datamodule(trainer).order.epochs_before(step),
                 "validated": self._validated,
                 "resume": self._config.resume,
+                "rollbacks": self._facts.get("rollbacks", 0),
             }
             path = self._directory.commit(step, manifest=manifest)
             self._directory.prune(self._config.checkpoint.keep_last, saved=path)
