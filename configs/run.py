@@ -125,6 +125,16 @@ class RunDirectory:
         return self.path / "outcome.json"
 
     @property
+    def nonfinite_file(self) -> Path:
+        """Steps whose loss or gradient was not finite, with the samples: a line of JSON each."""
+        return self.path / "nonfinite.jsonl"
+
+    @property
+    def rollbacks_file(self) -> Path:
+        """Where the run went back to an earlier checkpoint, and past which data."""
+        return self.path / "rollbacks.json"
+
+    @property
     def attempts(self) -> int:
         """Attempts begun so far: one more than the last one's number."""
         numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]

@@ -226,7 +226,8 @@ class Trainer(Section):
     check_val_every_n_epoch: PositiveInt = 1
     """Epochs between validations."""
     log_every_n_steps: PositiveInt = 50
-    """Optimizer steps between two rows of training metrics; between them the host never waits for the device."""
+    """Optimizer steps between two rows of training metrics; between them the host waits for the device only to know
+    whether a step is to be skipped (fault.max_skipped_steps)."""
     channels_last: bool = True
     """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
     num_threads: PositiveInt | None = None
@@ -276,6 +277,11 @@ class Fault(Section):
     """Longest wait in a collective operation before a rank gives up on its peers."""
     check_every_n_steps: PositiveInt = 1
     """Optimizer steps between two agreements on whether a signal has arrived."""
+    max_skipped_steps: NonNegativeInt = 10
+    """Optimizer steps in a row that are left out because loss or gradient is not finite; one more, and the run goes
+    back to the checkpoint before them, past their data. 0 goes back at the first: then no step waits for the device."""
+    max_rollbacks: NonNegativeInt = 2
+    """Times that a run goes back so; one more, and it ends with exit code 93. 0 ends it at once."""
 
 
 class Tracking(Section):

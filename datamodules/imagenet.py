@@ -1,6 +1,8 @@
 """The LightningDataModule: shards of ImageNet, or of anything in its form, in the exact order."""
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from configs.batches import BatchLayout
-from configs.problems import DataError
+from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
@@ -24,7 +26,7 @@ from datamodules.streaming.loaders import (
     make_loader,
 )
 from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
-from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
+from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardReader, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
 from datamodules.streaming.transforms import (
     CenterCrop,
@@ -44,6 +46,8 @@ class ImageNetDataModule(LightningDataModule):
         train_index: Index of the training split, after ``setup``.
         val_index: Index of the validation split, after ``setup``.
         order: The order of training samples, after ``setup``.
+        next_batch: Global batch that the first step of this attempt takes, whatever a checkpoint says; None leaves it
+            to the checkpoint.
     """
 
     train_index: ShardIndex
@@ -57,6 +61,7 @@ class ImageNetDataModule(LightningDataModule):
         self.image_size = image_size
         self.in_chans = in_chans
         self.pin_memory = pin_memory
+        self.next_batch: int | None = None
         self.index_progress: Callable[[int], None] | None = None
         self._stream: TrainingStream | None = None
         self._val_loader: EvaluationLoader | None = None
@@ -89,6 +94,7 @@ class ImageNetDataModule(LightningDataModule):
             global_batch_size=self.data.global_batch_size,
             num_lanes=self.data.num_lanes,
             window_shards=self.data.shuffle_window_shards,
+            passed_over=self.next_batch or 0,
         )
         if stage == "fit":
             self._check_cache()
@@ -139,24 +145,39 @@ class ImageNetDataModule(LightningDataModule):
         """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
         return {
             "epoch": self.order.epochs_before(step),
-            "samples_consumed": step * self.data.global_batch_size,
+            "samples_consumed": (step + self.order.passed_over) * self.data.global_batch_size,
+            "batches_passed_over": self.order.passed_over,
             "seed": self.seed,
             "index_hash": self.train_index.digest,
             "order_version": ORDER_VERSION,
         }
 
-    def check_position(self, saved: dict[str, int | str], step: int) -> None:
-        """Refuse to go on from a position that names other samples than this run's.
+    def resume(self, saved: dict[str, int | str], step: int) -> None:
+        """Go on after ``step`` optimizer steps: where the position says, or at ``next_batch``.
 
         Raises:
-            DataError: If seed, index or order version differ.
+            DataError: If the position names other samples than this run's: seed, index or order version differ.
         """
+        passed_over = int(saved.get("batches_passed_over", 0))
+        self.order = replace(self.order, passed_over=passed_over)
+        saved = {**saved, "batches_passed_over": passed_over}
         differing = {
             key: (saved.get(key), value) for key, value in self.position(step).items() if saved.get(key) != value
         }
         if differing:
             listed = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
             raise DataError(f"the checkpoint's data position does not fit this run: {listed}")
+        if self.next_batch is not None:
+            self.order = replace(self.order, passed_over=self.next_batch - step)
+
+    def describe(self, step: int, micro_batch: int) -> list[dict[str, Any]]:
+        """The samples of a micro-batch of the global batch: number, epoch, shard, and key where it can be read."""
+        samples, epochs = self.order.batch(step, self.layout.slots(micro_batch))
+        with closing(ShardReader(self.train_index, shard_cache(self.data))) as reader:
+            return [
+                {"sample": sample, "epoch": epoch, "shard": self._shard(sample), "key": _key(reader, sample)}
+                for sample, epoch in zip(samples.tolist(), epochs.tolist(), strict=True)
+            ]
 
     def teardown(self, stage: str) -> None:
         """End the loaders' worker processes."""
@@ -164,6 +185,9 @@ class ImageNetDataModule(LightningDataModule):
         if self._val_loader is not None:
             self._val_loader.close()
             self._val_loader = None
+
+    def _shard(self, sample: int) -> str:
+        return str(self.train_index.shards[self.train_index.shard_of(sample)])
 
     def _open_indexes(self) -> None:
         self.train_index = self._open_index(self.data.train_shards)
@@ -229,3 +253,10 @@ class ImageNetDataModule(LightningDataModule):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _key(reader: ShardReader, sample: int) -> str | None:
+    try:
+        return str(reader.read(sample)["__key__"])
+    except (DataError, UnreachableError):
+        return None

@@ -52,6 +52,9 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
             _prepare(config)
         directory.wandb_id()
         result = _attempt(directory, devices=devices, lock=lock)
+        while result.get("rollback"):  # the trainer bounds their number
+            console.print(f"{result['reason']}; going back", style="yellow", highlight=False, markup=False)
+            result = _attempt(directory, devices=devices, lock=lock)
     _say(result, directory)
     return int(result["exit_code"])
 

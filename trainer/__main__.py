@@ -69,23 +69,30 @@ def _guarded(work: Callable[[], None], *, log_dir: Path, processes: Processes) -
         return _record(error, EXIT_RETRY, log_dir=log_dir, processes=processes)
     except Exception as error:
         from trainer.checkpointing import Interrupted
+        from trainer.rollback import RollBack
 
         code = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_RETRY
+        if isinstance(error, RollBack):
+            return _record(error, code, log_dir=log_dir, processes=processes, rollback=True)
         if code == EXIT_RETRY:
             logger.exception("rank %d failed", processes.global_rank)
         return _record(error, code, log_dir=log_dir, processes=processes)
     return EXIT_DONE
 
 
-def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes) -> int:
-    """Leave the reason where the launcher finds it, whichever node this is."""
-    reason = str(error) if code != EXIT_RETRY else f"{type(error).__name__}: {error}"
-    record = {
+def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes, rollback: bool = False) -> int:
+    """Leave the reason where the launcher finds it, whichever node this is.
+
+    After a ``rollback`` the launcher starts the next attempt at once.
+    """
+    reason = str(error) if code != EXIT_RETRY or rollback else f"{type(error).__name__}: {error}"
+    record: dict[str, object] = {
         "time": time.time(),
         "rank": processes.global_rank,
         "host": socket.gethostname(),
         "exit_code": code,
         "reason": reason,
+        **({"rollback": True} if rollback else {}),
     }
     write_atomically(rank_error(log_dir, processes.global_rank), json.dumps(record, indent=2) + "\n")
     sys.stderr.write(f"{reason}\n")

@@ -48,12 +48,16 @@ class BatchNormStatistics(Callback):
             return
         layers = _layers(pl_module)
         buffers = _buffers(layers)
+        counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        if pl_module.skipped:  # what it saw may be NaN, and must leave no trace
+            torch._foreach_sub_(counters, trainer.accumulate_grad_batches)
+            torch._foreach_copy_(buffers, _split(self._running, buffers))
+            return
         step = _flat(buffers)
         if trainer.world_size > 1:
             all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
             others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
-            counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
             torch._foreach_add_(counters, others)
         self._running.lerp_(step, self._momentum[0])
         torch._foreach_copy_(buffers, _split(self._running, buffers))

@@ -163,7 +163,7 @@ class Checkpointing(Callback):
         if ours["format_version"] > FORMAT_VERSION:
             raise DataError(f"checkpoint of format {ours['format_version']}; this effnet knows up to {FORMAT_VERSION}")
         datamodule = _datamodule(trainer)
-        datamodule.check_position(ours["position"], step)
+        datamodule.resume(ours["position"], step)
         loop, epoch = trainer.fit_loop, datamodule.order.epochs_before(step)
         steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         steps.ready = steps.completed = step
@@ -320,6 +320,7 @@ class Checkpointing(Callback):
             "metrics": values if self._validated_step == step else {},
             "wandb_id": self._facts.get("wandb_id"),
             "resume": self._config.resume,
+            "rollbacks": self._facts.get("rollbacks", 0),
             "stall_s": round(time.perf_counter() - begun, 4),
         }
 

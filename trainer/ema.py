@@ -38,10 +38,10 @@ class WeightAverage(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update after an optimizer step."""
+        """Update after an optimizer step that was taken."""
         assert isinstance(pl_module, EfficientNetModule)
         assert self._average is not None
-        if pl_module.ends_step(batch_idx):
+        if pl_module.ends_step(batch_idx) and not pl_module.skipped:
             self._average.update(pl_module.network, step=trainer.global_step)
 
     @property

@@ -16,11 +16,13 @@ from trainer.ema import WeightAverage
 from trainer.environment import record_environment
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
+from trainer.nonfinite import NonFiniteSteps
 from trainer.processes import Processes
 from trainer.progress import ProgressDisplay
 from trainer.remote_checkpoints import fetch_newest
 from trainer.rendezvous import on_first_rank
 from trainer.results import validation_table
+from trainer.rollback import NO_ROLLBACKS, RollBack, Rollbacks
 from trainer.signals import StopFlag
 from trainer.tracking import SafeWandbLogger, build_loggers
 
@@ -30,6 +32,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
 
     Raises:
         Interrupted: After a signal, when the run is checkpointed.
+        RollBack: When numbers went wrong, and the next attempt is to go back.
         ConfigError: If the configuration does not fit this machine.
         DataError: If the data is at fault.
     """
@@ -38,7 +41,10 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     checkpoints = CheckpointDirectory(run.checkpoints)
     if config.checkpoint.remote_dir is not None:
         on_first_rank(processes, lambda: fetch_newest(config, run))
-    resume_from = find_checkpoint(config, checkpoints)
+    rollbacks = Rollbacks.read(run.rollbacks_file)
+    resume_from = find_checkpoint(config, checkpoints, rollbacks)
+    if _first(processes):
+        rollbacks.discard(checkpoints, chosen=resume_from)
     resumed_step, validated = 0, True
     if resume_from is not None:
         manifest = read_manifest(resume_from)
@@ -47,8 +53,9 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     commit = record_environment(run, attempt=attempt, world_size=processes.world_size) if _first(processes) else None
 
     metrics = TrainingMetrics(config, attempt=attempt)
-    facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id()}
+    facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id(), "rollbacks": len(rollbacks.records)}
     callbacks = [
+        NonFiniteSteps(config, run, rollbacks, attempt=attempt),
         BatchNormStatistics(),
         *([WeightAverage(config.ema)] if config.ema.enabled else []),
         metrics,
@@ -58,6 +65,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     loggers = build_loggers(config, run, resumed_step=resumed_step, validated=validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule = build_datamodule(config, accelerator)
+    datamodule.next_batch = rollbacks.next_batch(resume_from, checkpoints)
     module = build_module(config, restored=resume_from is not None)
     for tracker in loggers:
         if isinstance(tracker, SafeWandbLogger):
@@ -76,7 +84,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         ckpt_path = str(resume_from / CHECKPOINT) if resume_from else None
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
         exit_code = 0
-    except Interrupted:
+    except (Interrupted, RollBack):
         interrupted = True
         raise
     finally:
@@ -92,23 +100,26 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)
 
 
-def find_checkpoint(config: Config, checkpoints: CheckpointDirectory) -> Path | None:
+def find_checkpoint(
+    config: Config, checkpoints: CheckpointDirectory, rollbacks: Rollbacks = NO_ROLLBACKS
+) -> Path | None:
     """The checkpoint to go on from, by `resume`.
 
     Raises:
         ConfigError: With `never` in a run that has one, or a path that does not verify.
     """
+    admitted = (path for path in checkpoints.verified() if rollbacks.admit(path, checkpoints))
     if config.resume == "auto":
-        return checkpoints.newest()
+        return next(admitted, None)
     if config.resume == "never":
-        newest = checkpoints.newest()
+        newest = next(admitted, None)
         if newest is not None:
             raise ConfigError(
                 [Problem(key="resume", received="never", accepted=f"auto, or another run_id: {newest} exists")]
             )
         return None
     # Attempts that began there have gone on.
-    for path in checkpoints.verified():
+    for path in admitted:
         if read_manifest(path).get("resume") == config.resume:
             return path
     path = Path(config.resume)

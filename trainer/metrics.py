@@ -1,5 +1,6 @@
 """Rows of metrics: what each holds, and when the host reads them off the device."""
 
+import math
 import time
 from typing import Any
 
@@ -16,12 +17,13 @@ SUMS = "effnet_train_sums"
 def log_row(trainer: Trainer, values: dict[str, float]) -> None:
     """Write one row to every logger, at the present optimizer step, with the axes that all rows share.
 
-    ``epoch`` counts passes over the training samples, as a fraction; ``samples_seen`` samples of all devices;
-    ``attempt`` starts of the run.
+    ``epoch`` counts passes over the training samples, as a fraction, with those that a rollback passed over;
+    ``samples_seen`` samples of all devices; ``attempt`` starts of the run.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    samples_seen = trainer.global_step * datamodule.data.global_batch_size
-    axes = {"samples_seen": samples_seen, "epoch": samples_seen / datamodule.order.samples}
+    order, size = datamodule.order, datamodule.data.global_batch_size
+    samples_seen, passed = trainer.global_step * size, (trainer.global_step + order.passed_over) * size
+    axes = {"samples_seen": samples_seen, "epoch": passed / order.samples}
     for callback in _training_metrics(trainer):
         axes["attempt"] = callback.attempt
     for logger in trainer.loggers:
@@ -63,8 +65,9 @@ class TrainingMetrics(Callback):
         step = trainer.global_step
         if step == self._last_step or step % self._config.trainer.log_every_n_steps:
             return
-        sums = pl_module.train_sums
+        sums, skipped = pl_module.train_sums, pl_module.skipped_steps
         assert isinstance(sums, torch.Tensor)
+        assert isinstance(skipped, int)
         reduced = trainer.strategy.reduce(sums.double(), reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
         loss, correct, samples, substituted = reduced.tolist()
@@ -73,8 +76,9 @@ class TrainingMetrics(Callback):
         elapsed = time.monotonic() - self._last_time
         images = (step - self._last_step) * self._config.data.global_batch_size
         self.last_row = {
-            "train/loss": loss / samples,
-            "train/top1": correct / samples,
+            "train/loss": loss / samples if samples else math.nan,
+            "train/top1": correct / samples if samples else math.nan,
+            "train/skipped_steps": float(skipped),
             "data/bad_samples": float(self._bad),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "throughput/images_per_second": images / elapsed,

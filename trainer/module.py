@@ -1,16 +1,19 @@
 """The LightningModule: what happens to one micro-batch, in training and in evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from configs.batches import BatchLayout
 from configs.schema import Augmentation, Config
@@ -21,6 +24,10 @@ from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
 
 
+class StepSkipped(Exception):  # noqa: N818 - not an error
+    """Raised by a callback in ``on_before_optimizer_step``: the optimizer must not step."""
+
+
 class EfficientNetModule(LightningModule):
     """An EfficientNet, its loss, its optimizer and its metrics.
 
@@ -29,7 +36,10 @@ class EfficientNetModule(LightningModule):
     Attributes:
         network: The timm model; its parameters are all that the module has.
         train_sums: (4,) float32 on the device: loss, correct, samples and substituted samples since the last reading,
-            of this rank.
+            of this rank. A micro-batch whose loss is not finite counts only as substituted samples.
+        losses: (accumulate_grad_batches,) float32 on the device: of this rank's micro-batches in the step.
+        skipped: Whether the latest optimizer step was left out.
+        skipped_steps: Optimizer steps of the run that were left out.
     """
 
     def __init__(self, config: Config, network: nn.Module) -> None:
@@ -40,6 +50,8 @@ class EfficientNetModule(LightningModule):
         statistics = channel_statistics(config.data, config.model.in_chans)
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in statistics)
         self.train_sums = torch.zeros(4)
+        self.losses = torch.zeros(1)
+        self.skipped, self.skipped_steps = False, 0
         self._mixup, self._loss = _mixup_and_loss(config)
         self._erasing = _random_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
@@ -89,6 +101,7 @@ class EfficientNetModule(LightningModule):
         """Move to the device what is no buffer, so that no step copies it."""
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         self.train_sums = torch.zeros(4, device=self.device)
+        self.losses = torch.zeros(self.layout.accumulate_grad_batches, device=self.device)
         if self._erasing is not None:
             self._erasing.device = self.device
 
@@ -119,9 +132,26 @@ class EfficientNetModule(LightningModule):
         loss: torch.Tensor = self._loss(logits.float(), targets)
         correct = (logits.detach().argmax(1) == batch.targets).sum()
         size = len(batch.targets)
-        parts = [loss.detach().float() * size, correct, torch.full_like(correct, size), batch.substituted.sum()]
-        self.train_sums += torch.stack(parts)
-        return loss
+        value = loss.detach().float()
+        parts = torch.stack([value * size, correct, torch.full_like(correct, size), batch.substituted.sum()])
+        finite = value.isfinite()
+        parts[:3].masked_fill_(~finite, 0)
+        self.train_sums += parts
+        self.losses[batch_idx % len(self.losses)] = value
+        # A loss that is not finite makes its gradients NaN, and so, summed, those of all ranks; any other is unchanged.
+        return loss * torch.where(finite, 1.0, torch.nan)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Lightning's, which ends before the optimizer has changed anything where a callback says so."""
+        self.skipped = False
+        with suppress(StepSkipped):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sums of each set of weights."""

@@ -53,6 +53,7 @@ class TrainingOrder:
         global_batch_size: Samples per optimizer step.
         num_lanes: Canonical lanes; divides global_batch_size.
         window_shards: Shards of a lane that are shuffled together.
+        passed_over: Global batches left out: optimizer step s takes batch s + passed_over.
     """
 
     shard_samples: Int64
@@ -60,6 +61,7 @@ class TrainingOrder:
     global_batch_size: int
     num_lanes: int
     window_shards: int
+    passed_over: int = 0
     _epochs: "OrderedDict[int, _Epoch]" = field(default_factory=OrderedDict, repr=False)
     _windows: "OrderedDict[tuple[int, ...], Int64]" = field(default_factory=OrderedDict, repr=False)
 
@@ -73,15 +75,16 @@ class TrainingOrder:
         return int(self.shard_samples.sum())
 
     def epoch_end(self, epochs: int) -> int:
-        """Optimizer steps after which ``epochs`` whole epochs have been seen."""
-        return epoch_end_step(epochs, samples=self.samples, global_batch_size=self.global_batch_size)
+        """Optimizer steps after which ``epochs`` whole epochs have been seen, or passed over."""
+        batches = epoch_end_step(epochs, samples=self.samples, global_batch_size=self.global_batch_size)
+        return batches - self.passed_over
 
     def epochs_before(self, step: int) -> int:
-        """Whole epochs seen after ``step`` optimizer steps."""
-        return step * self.global_batch_size // self.samples
+        """Whole epochs seen, or passed over, after ``step`` optimizer steps."""
+        return (step + self.passed_over) * self.global_batch_size // self.samples
 
     def batch(self, step: int, slots: tuple[int, int] | None = None) -> tuple[Int64, Int64]:
-        """Samples of a global batch, or of the part of it that ``slots`` (half-open) names.
+        """Samples of a step's global batch, or of the part of it that ``slots`` (half-open) names.
 
         Returns:
             Sample numbers and the epoch each belongs to, both (slots,) int64.
@@ -91,7 +94,7 @@ class TrainingOrder:
         parts = []
         for lane in range(first // per_lane, -(-last // per_lane)):
             low, high = max(first, lane * per_lane), min(last, (lane + 1) * per_lane)
-            positions = np.arange(low, high, dtype=np.int64) - lane * per_lane + step * per_lane
+            positions = np.arange(low, high, dtype=np.int64) + (step + self.passed_over - lane) * per_lane
             parts.append(self._lane(lane, positions))
         samples, epochs = zip(*parts, strict=True)
         return np.concatenate(samples), np.concatenate(epochs)

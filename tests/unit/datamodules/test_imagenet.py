@@ -172,13 +172,14 @@ def test_the_position_follows_from_the_step_and_is_the_same_on_every_rank(build:
     assert module.position(8) == {
         "epoch": 0,
         "samples_consumed": 128,
+        "batches_passed_over": 0,
         "seed": 5,
         "index_hash": module.train_index.digest,
         "order_version": 1,
     }
     assert module.position(9) == module.position(9) | {"epoch": 1, "samples_consumed": 144}
     assert build(rank=0, world_size=4, seed=5).position(9) == module.position(9)
-    module.check_position(module.position(9), 9)
+    module.resume(module.position(9), 9)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_the_position_follows_from_the_step_and_is_the_same_on_every_rank(build:
 def test_a_position_of_other_data_is_refused(change: dict[str, Any], listed: str, build: Build) -> None:
     module = build(seed=5)
     with pytest.raises(DataError, match=f"the checkpoint's data position does not fit this run: {listed}"):
-        module.check_position(module.position(9) | change, 9)
+        module.resume(module.position(9) | change, 9)
 
 
 def test_a_position_without_a_part_is_refused(build: Build) -> None:
@@ -201,13 +202,40 @@ def test_a_position_without_a_part_is_refused(build: Build) -> None:
     saved = module.position(9)
     del saved["index_hash"]
     with pytest.raises(DataError, match="index_hash was None"):
-        module.check_position(saved, 9)
+        module.resume(saved, 9)
 
 
 def test_a_position_of_another_batch_size_is_refused(build: Build) -> None:
     saved = build(global_batch_size=32).position(4)
     with pytest.raises(DataError, match="samples_consumed was 128, is 64"):
-        build().check_position(saved, 4)
+        build().resume(saved, 4)
+
+
+def test_a_position_goes_on_past_the_batches_that_it_passed_over(build: Build) -> None:
+    module = build(seed=5)
+    saved = module.position(6) | {"batches_passed_over": 2, "samples_consumed": 128}
+    module.resume(saved, 6)
+    assert module.position(6) == saved
+    assert module.position(7)["epoch"] == 1  # of 9 batches
+    assert module.order.epoch_end(1) == 7
+
+
+def test_a_position_from_before_batches_were_passed_over_fits(build: Build) -> None:
+    module = build(seed=5)
+    saved = module.position(6)
+    del saved["batches_passed_over"]
+    module.resume(saved, 6)
+    assert module.order.passed_over == 0
+
+
+def test_the_next_batch_comes_before_what_a_position_says(build: Build) -> None:
+    module = build(seed=5)
+    module.next_batch = 10
+    module.setup("fit")
+    assert module.order.passed_over == 10
+    saved = module.position(6) | {"batches_passed_over": 2, "samples_consumed": 128, "epoch": 0}
+    module.resume(saved, 6)
+    assert module.order.passed_over == 4
 
 
 # Mistakes

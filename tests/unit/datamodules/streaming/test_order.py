@@ -2,6 +2,7 @@
 
 import pickle
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,19 @@ def test_a_run_resumed_at_any_micro_batch_sees_the_same_rest(order: TrainingOrde
     for number in range(first, end):
         np.testing.assert_array_equal(resumed.batch(number).samples, whole[number].samples)
         np.testing.assert_array_equal(resumed.batch(number).epochs, whole[number].epochs)
+
+
+@properties
+@given(orders(), st.integers(1, 9), st.data())
+def test_batches_passed_over_move_every_batch_and_every_end_of_an_epoch(
+    order: TrainingOrder, passed_over: int, data: st.DataObject
+) -> None:
+    moved = replace(fresh(order), passed_over=passed_over)
+    step = data.draw(st.integers(0, 40))
+    for found, expected in zip(moved.batch(step), order.batch(step + passed_over), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert moved.epochs_before(step) == order.epochs_before(step + passed_over)
+    assert moved.epoch_end(EPOCHS) == order.epoch_end(EPOCHS) - passed_over
 
 
 @properties

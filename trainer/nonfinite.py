@@ -1,0 +1,192 @@
+"""What happens when a loss or a gradient is not finite: skip the step, up to a bound; then go back; then stop.
+
+Each such step is written down with its samples. An overflow of fp16 that the loss scaler deals with is none of them.
+"""
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from configs.problems import DataError
+from configs.run import RunDirectory
+from configs.schema import Config
+from datamodules.imagenet import ImageNetDataModule
+from trainer.logs import logger
+from trainer.module import EfficientNetModule, StepSkipped
+from trainer.rollback import RollBack, Rollbacks
+
+KEY = "effnet_nonfinite"
+"""Key of a checkpoint: steps skipped in a row, and in all."""
+NAMED = 3
+"""Samples that a message names; the file has all."""
+
+
+class Reading:
+    """A step's answer on its way to the host.
+
+    Attributes:
+        step: Number of the step, from 1, as in the metrics.
+        losses: (accumulate_grad_batches,) of this rank's micro-batches.
+    """
+
+    def __init__(self, finite: torch.Tensor, *, step: int, losses: torch.Tensor) -> None:
+        self.step = step
+        self.losses = losses.clone()
+        self._finite = finite.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if finite.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied is not None:
+            self._copied.record()
+
+    def finite(self) -> bool:
+        """Whether the step's gradient was finite; waits for the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._finite)
+
+
+class NonFiniteSteps(Callback):
+    """Finds them on all ranks at the same step. Must be the first callback: the others ask what was skipped.
+
+    Ranks agree without a word: a loss that is not finite makes its gradients NaN (`EfficientNetModule.training_step`),
+    and all have the same sum of gradients. To skip a step the host must know before it; where none may be skipped it
+    asks a step later, when the answer is there, and before anything is saved.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, rollbacks: Rollbacks, *, attempt: int) -> None:
+        self._config = config
+        self._run = run
+        self._rollbacks = rollbacks
+        self._attempt = attempt
+        self._in_a_row = 0
+        self._pending: Reading | None = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradient that is about to be used.
+
+        Raises:
+            StepSkipped: To skip the step.
+            RollBack: To go back.
+            DataError: To stop.
+        """
+        assert isinstance(pl_module, EfficientNetModule)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            return  # its gradients lie in parts, and it leaves out such a step by itself
+        gradients = [parameter.grad for parameter in pl_module.network.parameters() if parameter.grad is not None]
+        finite = get_total_norm(gradients, norm_type=math.inf).isfinite()
+        step = trainer.global_step + 1
+        if not self._config.fault.max_skipped_steps:
+            self._read_pending(trainer, pl_module)
+            self._pending = Reading(finite, step=step, losses=pl_module.losses)
+        elif finite:
+            self._in_a_row = 0
+        else:
+            skipped = self._judge(trainer, pl_module, step=step, losses=pl_module.losses)
+            if skipped and self._config.trainer.precision != "16-mixed":
+                raise StepSkipped  # a loss scaler has seen the same gradient, and skips by itself
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask DeepSpeed whether it has taken the step.
+
+        Raises:
+            RollBack: To go back.
+            DataError: To stop.
+        """
+        assert isinstance(pl_module, EfficientNetModule)
+        if not isinstance(trainer.strategy, DeepSpeedStrategy) or not pl_module.ends_step(batch_idx):
+            return
+        engine: Any = trainer.strategy.model
+        if engine.was_step_applied():
+            self._in_a_row = 0
+        else:
+            self._judge(trainer, pl_module, step=trainer.global_step, losses=pl_module.losses)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate no weights that are known to be bad."""
+        self._read_pending(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was counted; save no weights that are bad."""
+        assert isinstance(pl_module, EfficientNetModule)
+        self._read_pending(trainer, pl_module)
+        checkpoint[KEY] = {"in_a_row": self._in_a_row, "in_all": pl_module.skipped_steps}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        assert isinstance(pl_module, EfficientNetModule)
+        counted = checkpoint.get(KEY, {"in_a_row": 0, "in_all": 0})
+        self._in_a_row, pl_module.skipped_steps = counted["in_a_row"], counted["in_all"]
+
+    def _read_pending(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reading, self._pending = self._pending, None
+        if reading is not None and not reading.finite():
+            assert isinstance(pl_module, EfficientNetModule)
+            self._judge(trainer, pl_module, step=reading.step, losses=reading.losses)
+
+    def _judge(self, trainer: Trainer, pl_module: EfficientNetModule, *, step: int, losses: torch.Tensor) -> bool:
+        """Collective: what to do about a gradient that is not finite. Returns whether its step is skipped."""
+        # Ranks have their micro-batches in the order of the global batch.
+        values = trainer.strategy.all_gather(losses).flatten().tolist()
+        if self._config.trainer.precision == "16-mixed" and all(map(math.isfinite, values)):
+            return False  # an overflow
+        fault, first_step = self._config.fault, step - self._in_a_row
+        if self._in_a_row < fault.max_skipped_steps:
+            self._in_a_row += 1
+            pl_module.skipped, pl_module.skipped_steps = True, pl_module.skipped_steps + 1
+            self._write_down(trainer, step, values, "skipped")
+            return True
+        goes_back = len(self._rollbacks.records) < fault.max_rollbacks
+        reason = self._write_down(trainer, step, values, "rolled back" if goes_back else "stopped")
+        if goes_back and trainer.is_global_zero:
+            next_batch = step + _datamodule(trainer).order.passed_over
+            facts = {"attempt": self._attempt, "step": step, "reason": reason}
+            self._rollbacks.add(before_step=first_step, next_batch=next_batch, **facts)
+        trainer.strategy.barrier("non-finite")  # all is written before the first rank ends
+        if goes_back:
+            raise RollBack(reason)
+        raise DataError(
+            f"{reason}. Before that {self._in_a_row} steps were skipped (fault.max_skipped_steps = "
+            f"{fault.max_skipped_steps}), and the run has gone back {len(self._rollbacks.records)} times "
+            f"(fault.max_rollbacks = {fault.max_rollbacks})"
+        )
+
+    def _write_down(self, trainer: Trainer, step: int, losses: list[float], action: str) -> str:
+        """Note the samples of the micro-batches with a bad loss; of all, where every loss is finite."""
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        what = f"the loss is {losses[bad[0]]}" if bad else "the gradient is not finite"
+        reason = f"step {step}: {what}, {action}; its samples are in {self._run.nonfinite_file}"
+        if not trainer.is_global_zero:
+            return reason
+        datamodule = _datamodule(trainer)
+        named = {number: datamodule.describe(step - 1, number) for number in bad or range(len(losses))}
+        row = {
+            "time": time.time(),
+            "attempt": self._attempt,
+            "step": step,
+            "global_batch": step - 1 + datamodule.order.passed_over,
+            "what": "loss" if bad else "gradient",
+            "action": action,
+            "micro_batches": [
+                {"micro_batch": number, "loss": str(losses[number]), "samples": samples}
+                for number, samples in named.items()
+            ],
+        }
+        with self._run.nonfinite_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        keys = [str(sample["key"]) for samples in named.values() for sample in samples]
+        logger.warning("%s (%d: %s)", reason, len(keys), ", ".join([*keys[:NAMED], *(["…"] if keys[NAMED:] else [])]))
+        return reason
+
+
+def _datamodule(trainer: Trainer) -> ImageNetDataModule:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(datamodule, ImageNetDataModule)
+    return datamodule
