@@ -106,7 +106,7 @@ def outcome(status: int, *, attempt: int, log_dir: Path, started: float) -> dict
         "reason": reason if code == EXIT_DO_NOT_RETRY else reason.partition("\n")[0],
         "started": started,
         "ended": time.time(),
-        **({"rollback": True} if first is not None and first.get("rollback") else {}),
+        **({"rollback": True} if first and first.get("rollback") and code != EXIT_DONE else {}),
     }
 
 

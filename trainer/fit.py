@@ -84,8 +84,13 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         ckpt_path = str(resume_from / CHECKPOINT) if resume_from else None
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
         exit_code = 0
-    except (Interrupted, RollBack):
+    except Interrupted:
         interrupted = True
+        raise
+    except RollBack as error:
+        interrupted = True
+        if flag.received is not None:  # or the launcher would begin again
+            raise Interrupted(f"{flag.received.name}, and {error}") from error
         raise
     finally:
         if trainer.is_global_zero:

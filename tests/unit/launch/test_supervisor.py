@@ -318,6 +318,22 @@ def test_a_rank_that_failed_outweighs_earlier_ranks_that_were_interrupted(tmp_pa
     assert (result["exit_class"], result["rank"], result["reason"]) == ("retry", 1, "OSError: disk full")
 
 
+def test_a_run_that_goes_back_is_told_from_other_failures(tmp_path: Path) -> None:
+    leave(tmp_path, 1, code=85, reason="SIGTERM", when=1)
+    record = {"time": 2, "rank": 0, "host": "node0", "exit_code": 1, "reason": "step 7: rolled back", "rollback": True}
+    rank_error(tmp_path, 0).write_text(json.dumps(record))
+
+    assert told(1, tmp_path) == {
+        "exit_code": 1,
+        "exit_class": "retry",
+        "rank": 0,
+        "host": "node0",
+        "reason": "step 7: rolled back",
+        "rollback": True,
+    }
+    assert "rollback" not in told(0, tmp_path)
+
+
 def test_a_mistake_of_the_users_keeps_all_its_lines(tmp_path: Path) -> None:
     reason = "configuration: 1 problem\n  seed\n      received  x"
     leave(tmp_path, 1, code=93, reason=reason, when=1)

@@ -16,6 +16,7 @@ from tests.unit.trainer.runs import new_run, rows
 from trainer.__main__ import _guarded
 from trainer.checkpointing import Interrupted
 from trainer.processes import Processes
+from trainer.rollback import RollBack
 
 Overrides = Callable[..., list[str]]
 
@@ -93,8 +94,9 @@ def raising(error: Exception) -> Callable[[], None]:
         (Interrupted("SIGTERM at step 7: checkpointed"), 85, "SIGTERM at step 7: checkpointed"),
         (RuntimeError("the device is gone"), 1, "RuntimeError: the device is gone"),
         (OSError(28, "No space left on device"), 1, "OSError: [Errno 28] No space left on device"),
+        (RollBack("step 7: the loss is nan, rolled back"), 1, "step 7: the loss is nan, rolled back"),
     ],
-    ids=["data", "configuration", "interrupted", "crash", "disk full"],
+    ids=["data", "configuration", "interrupted", "crash", "disk full", "rolled back"],
 )
 def test_every_way_to_end_has_its_exit_code_and_reason(
     raised: Exception, code: int, reason: str, tmp_path: Path
@@ -104,6 +106,7 @@ def test_every_way_to_end_has_its_exit_code_and_reason(
     assert _guarded(raising(raised), log_dir=tmp_path, processes=processes) == code
     record = json.loads(rank_error(tmp_path, 3).read_text())
     assert (record["rank"], record["exit_code"]) == (3, code)
+    assert record.get("rollback", False) == isinstance(raised, RollBack)
     assert reason in record["reason"]
 
 

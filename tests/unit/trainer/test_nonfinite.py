@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,12 @@ from tests.poison import Poisoned
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, checkpoint, new_run, rows, train, weights
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.batchnorm import BatchNormStatistics
+from trainer.checkpointing import Interrupted
 from trainer.checkpoints import CHECKPOINT, CheckpointDirectory, CheckpointFile, read_manifest
 from trainer.ema import WeightAverage
 from trainer.nonfinite import NonFiniteSteps
 from trainer.rollback import RollBack, Rollbacks
+from trainer.signals import StopFlag
 
 Overrides = Callable[..., list[str]]
 BAD = 5
@@ -225,6 +228,28 @@ def test_a_gradient_that_is_not_finite_is_enough(
     assert math.isfinite(float(row["train/loss"]))
 
 
+class InfiniteLoss(Poisoned):
+    """The loss is infinite and its gradient is not, in one step."""
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._loss.register_forward_hook(self._inflate)
+
+    def _inflate(self, _: object, __: object, loss: torch.Tensor) -> torch.Tensor:
+        return loss + torch.inf if self.trainer.global_step == BAD else loss
+
+
+def test_a_loss_that_is_not_finite_is_enough(
+    monkeypatch: pytest.MonkeyPatch, overrides: Overrides, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trainer.assembly, "EfficientNetModule", InfiniteLoss)
+    run = train(new_run(overrides(trainer__max_steps=8), tmp_path))
+
+    assert same(state(run, BAD), state(run, BAD + 1))
+    (note,) = noted(run)
+    assert (note["what"], [entry["loss"] for entry in note["micro_batches"]]) == ("loss", ["inf", "inf"])
+
+
 def test_a_run_killed_after_a_skipped_step_ends_the_same(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -393,6 +418,21 @@ def test_with_no_checkpoint_it_goes_back_to_the_start(
 
     assert batches_seen() == [batch(settings, number) for number in range(3, 15)]
     assert checkpoint(run, 12)["effnet"]["position"]["batches_passed_over"] == 3
+
+
+def test_a_run_that_was_told_to_stop_does_not_begin_again_by_itself(
+    poison: Callable[..., None], overrides: Overrides, tmp_path: Path
+) -> None:
+    settings = overrides(fault__max_skipped_steps=0, fault__check_every_n_steps=100)
+    poison(batch(settings, BAD)[0])
+    run, flag = new_run(settings, tmp_path), StopFlag()
+    flag.received = signal.SIGTERM
+    with pytest.raises(Interrupted, match=r"^SIGTERM, and step 6: the loss is nan, rolled back; "):
+        train(run, flag=flag)
+    poison()
+    train(run, attempt=1)
+
+    assert batches_seen()[0] == batch(settings, BAD + 1)
 
 
 # Stopping
