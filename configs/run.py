@@ -24,7 +24,7 @@ NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
     r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
-    r"|(checkpoint|fault|tracking)\..*"
+    r"|(checkpoint|fault|tracking|launch)\..*"
 )
 
 
@@ -123,6 +123,11 @@ class RunDirectory:
     def outcome_file(self) -> Path:
         """How each attempt ended."""
         return self.path / "outcome.json"
+
+    @property
+    def launch_dir(self) -> Path:
+        """What launchers rendered and submitted, and the code that the jobs run."""
+        return self.path / "launch"
 
     @property
     def attempts(self) -> int:

@@ -5,6 +5,7 @@ import warnings
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
@@ -94,13 +95,15 @@ def build_trainer(
         size = str(data.global_batch_size)
         raise ConfigError([Problem(key="data.global_batch_size", received=size, accepted=str(error))]) from None
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Named, because by itself Lightning takes what it detects: inside a Slurm allocation, Slurm's tasks.
+    environment = TorchElasticEnvironment() if processes.is_distributed else LightningEnvironment()
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": processes.local_world_size,
         "num_nodes": processes.num_nodes,
         "strategy": build_strategy(config, processes, accelerator),
         "precision": config.trainer.precision,
-        "plugins": [] if config.trainer.strategy == "deepspeed" else [CheckpointFile()],
+        "plugins": [environment, *([] if config.trainer.strategy == "deepspeed" else [CheckpointFile()])],
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,
