@@ -5,7 +5,8 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
