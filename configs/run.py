@@ -135,6 +135,11 @@ class RunDirectory:
         numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
         return max(numbers, default=-1) + 1
 
+    def latest_checkpoint(self) -> str | None:
+        """Name of the newest checkpoint, ``step-…``; None if there is none."""
+        file = self.checkpoints / "LATEST"
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
     def log_dir(self, attempt: int) -> Path:
         """Folder of the logs of all ranks."""
         return self.path / "logs" / f"attempt-{attempt:02d}"

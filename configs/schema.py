@@ -322,7 +322,7 @@ class Launch(Section):
     max_requeues: NonNegativeInt = 100
     """Times that the job goes back into the queue after a checkpoint (time limit, preemption); then it ends with 85."""
     max_failures: NonNegativeInt = 3
-    """Failures in a row after which the job starts again; one more ends it."""
+    """Failures in a row, without a new checkpoint between, after which the job starts again; one more ends it."""
     slurm: Slurm = Slurm()
 
 

@@ -49,7 +49,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
     with locked(directory) as lock:
         directory.freeze(config)
         if config.data.prepare is not None:
-            _prepare(config)
+            prepare(config)
         directory.wandb_id()
         result = _attempt(directory, devices=devices, lock=lock)
     _say(result, directory)
@@ -118,7 +118,7 @@ def _check_machine(config: Config, devices: int) -> None:
         raise ConfigError(problems)
 
 
-def _prepare(config: Config) -> None:
+def prepare(config: Config) -> None:
     """Make the demo's shards where they are missing; the command itself sees whether they are there."""
     shards = config.data.train_shards
     out_dir = Path(shards if isinstance(shards, str) else shards[0]).parent
