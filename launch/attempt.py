@@ -1,6 +1,8 @@
 """``python -m launch.attempt``: how a job's script begins an attempt, records its end, and learns what to do next."""
 
 import argparse
+import json
+import os
 import socket
 import sys
 import time
@@ -8,9 +10,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, write_atomically
+from launch.ledger import CANCELLED
 from launch.supervisor import outcome
 
+FACTS = "attempt.json"
+"""In the folder of an attempt's logs."""
+JOB = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST")
 LOST = "ended by the cluster without a word: a node that failed, or a requeue"
 
 
@@ -21,9 +27,18 @@ def begin(run: RunDirectory) -> tuple[int, int]:
     """
     record_lost(run)
     attempt = run.begin_attempt()
+    known = {"started": time.time(), **{name: os.environ[name] for name in JOB if name in os.environ}}
+    write_atomically(run.log_dir(attempt) / FACTS, json.dumps(known, indent=2) + "\n")
     with socket.socket() as probe:
         probe.bind(("", 0))
         return attempt, int(probe.getsockname()[1])
+
+
+def facts(run: RunDirectory, attempt: int) -> dict[str, Any]:
+    """What the job's script knew when the attempt began: when that was, the job's id, its nodes."""
+    file = run.log_dir(attempt) / FACTS
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return known
 
 
 def record_lost(run: RunDirectory) -> None:
@@ -33,14 +48,15 @@ def record_lost(run: RunDirectory) -> None:
         log_dir = run.log_dir(attempt)
         if attempt in known or not log_dir.is_dir():
             continue
-        result = outcome(1, attempt=attempt, log_dir=log_dir, started=log_dir.stat().st_mtime)
+        started = facts(run, attempt).get("started", log_dir.stat().st_mtime)
+        result = outcome(1, attempt=attempt, log_dir=log_dir, started=started)
         run.record_outcome(result if result["rank"] is not None else {**result, "reason": LOST})
 
 
 def end(run: RunDirectory, *, attempt: int, status: int) -> dict[str, Any]:
     """Record how an attempt ended, from its launcher's status and what its ranks left; returns that."""
     log_dir = run.log_dir(attempt)
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=_started(log_dir))
+    result = outcome(status, attempt=attempt, log_dir=log_dir, started=facts(run, attempt).get("started", time.time()))
     result["checkpoint"] = run.latest_checkpoint()
     run.record_outcome(result)
     return result
@@ -78,11 +94,15 @@ def main() -> int:
         ending.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
     run = RunDirectory(arguments.run)
+    cancelled = (run.launch_dir / CANCELLED).exists()
+    if arguments.command == "begin" and cancelled:
+        sys.stderr.write("cancelled: effnet launch submits the run again\n")
+        return EXIT_INTERRUPTED
     if arguments.command == "begin":
         sys.stdout.write("{} {}\n".format(*begin(run)))
         return 0
     result = end(run, attempt=arguments.attempt, status=arguments.status)
-    requeue = again(
+    requeue = not cancelled and again(
         run.outcomes(),
         requeues=arguments.requeues,
         max_requeues=arguments.max_requeues,
@@ -92,12 +112,6 @@ def main() -> int:
     where = f" on rank {result['rank']} ({result['host']})" if result["rank"] is not None else ""
     sys.stderr.write(f"attempt {arguments.attempt}: {result['exit_class']}{where}: {result['reason']}\n")
     return int(result["exit_code"])
-
-
-def _started(log_dir: Path) -> float:
-    """When an attempt began: its folder's oldest file was made then."""
-    times = [path.stat().st_ctime for path in log_dir.iterdir()] if log_dir.is_dir() else []
-    return min(times, default=time.time())
 
 
 if __name__ == "__main__":

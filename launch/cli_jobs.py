@@ -1,5 +1,6 @@
 """Commands of ``effnet`` about jobs: launching them, looking at them, ending them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,54 @@ def launch_slurm(overrides: Overrides = None, config: ConfigFiles = None, dry_ru
     raise typer.Exit(submission.launch_slurm(config or [], overrides or [], dry_run=dry_run))
 
 
+def status(run: Run) -> None:
+    """Show how a run is: state, step, speed, checkpoint, attempts."""
+    from rich.console import Console
+
+    from configs.run import RunDirectory
+    from launch.inspection import show_status
+
+    show_status(RunDirectory.find(run), Console())
+
+
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until the run has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank; all of them if left out.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=0, help="Number of the attempt; the last if left out.")] = None,
+) -> None:
+    """Print what the ranks wrote, by time, each line with its rank."""
+    from configs.run import RunDirectory
+    from launch.inspection import is_active
+    from launch.reading_logs import show_logs
+
+    found = RunDirectory.find(run)
+    show_logs(found, typer.echo, rank=rank, attempt=attempt, follow=follow, active=lambda: is_active(found))
+
+
+def cancel(
+    run: Run, now: Annotated[bool, typer.Option("--now", help="Kill it, without a checkpoint.")] = False
+) -> None:
+    """End a run's job: it checkpoints first, and goes on when it is launched again."""
+    from configs.run import RunDirectory
+    from launch.cancelling import cancel
+
+    typer.echo(cancel(RunDirectory.find(run), now=now))
+
+
+def runs(
+    runs_dir: Annotated[Path, typer.Option(help="Folder of run directories.")] = Path("runs"),
+) -> None:
+    """List the runs in a folder."""
+    from rich.console import Console
+
+    from launch.inspection import show_runs
+
+    show_runs(runs_dir, Console())
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to ``effnet``."""
     app.add_typer(launch_app, name="launch")
+    for command in (status, logs, cancel, runs):
+        app.command()(command)

@@ -1,10 +1,9 @@
-"""Renders a job as a batch script for Slurm, and submits it.
+"""Renders a job as a batch script for Slurm.
 
 Every value of the configuration is quoted: for the shell by shlex, for sbatch's own reading of its directives as below.
 """
 
 import shlex
-import subprocess
 from collections.abc import Iterator
 
 from configs.problems import ConfigError, Problem, shown
@@ -38,7 +37,7 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
         "trap : TERM INT USR1",
         "",
         "# Number of this attempt, and a free port on its first node, where this script runs.",
-        f'begun=$({_on_first_node(spec, slurm)} -m launch.attempt begin "$run") || exit 1',
+        f'begun=$({_on_first_node(spec, slurm)} -m launch.attempt begin "$run") || exit',
         'export EFFNET_ATTEMPT="${begun% *}" MASTER_PORT="${begun#* }"',
         'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_ADDR",
@@ -62,25 +61,6 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
 def job_name(spec: JobSpec) -> str:
     """Of all jobs of a run: `singleton` lets one of them run at a time."""
     return f"effnet-{spec.run_id}"
-
-
-def submit(script: str) -> str:
-    """Hand a script to sbatch; returns the job's id.
-
-    Raises:
-        ConfigError: If there is no Slurm here, or it refuses the job.
-    """
-    command = ["sbatch", "--parsable"]
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, check=False)
-    except FileNotFoundError:
-        accepted = "a machine from which jobs are submitted to Slurm"
-        raise ConfigError([Problem(key="launch slurm", received="no sbatch here", accepted=accepted)]) from None
-    if done.returncode:
-        received = done.stderr.strip() or f"status {done.returncode} of sbatch"
-        accepted = "settings under launch.slurm that this cluster knows"
-        raise ConfigError([Problem(key="launch slurm", received=received, accepted=accepted)])
-    return done.stdout.strip().partition(";")[0]
 
 
 def _directives(spec: JobSpec, slurm: Slurm) -> Iterator[str]:

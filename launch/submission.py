@@ -1,32 +1,19 @@
-"""``effnet launch``: from a configuration to a job that is submitted, or printed; and the ledger of what was."""
+"""``effnet launch``: from a configuration to a job that is submitted, or printed."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import load_config
 from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from configs.schema import Config
-from launch import slurm
+from launch import slurm, slurm_jobs
 from launch.fit import console
 from launch.job import JobSpec, job_spec
+from launch.ledger import Submission, record, withdraw_cancellation
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
-
-LEDGER = "submissions.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """One line of the ledger: when what was handed to which engine."""
-
-    time: str
-    engine: str
-    job_id: str
-    artefact: str
 
 
 def launch_slurm(files: Sequence[str], overrides: Sequence[str], *, dry_run: bool) -> int:
@@ -46,7 +33,8 @@ def launch_slurm(files: Sequence[str], overrides: Sequence[str], *, dry_run: boo
     assert snapshot(run) == spec.code_dir
     artefact = run.launch_dir / "slurm.sh"
     write_atomically(artefact, script)
-    job_id = slurm.submit(script)
+    withdraw_cancellation(run)
+    job_id = slurm_jobs.submit(script)
     record(run, Submission(time=_now(), engine="slurm", job_id=job_id, artefact=str(artefact)))
     _hint_at_wandb(config)
     text = f"{run.run_id}: job {job_id}\nnext\n"
@@ -76,20 +64,6 @@ def launch_local(files: Sequence[str], overrides: Sequence[str], *, dry_run: boo
         return EXIT_DONE
     snapshot(run)
     os.execve(sys.executable, command, {**os.environ, **variables})
-
-
-def record(run: RunDirectory, submission: Submission) -> None:
-    """Add a line to the run's ledger."""
-    with (run.launch_dir / LEDGER).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submission), ensure_ascii=False) + "\n")
-
-
-def submissions(run: RunDirectory) -> list[Submission]:
-    """The run's ledger, oldest first."""
-    file = run.launch_dir / LEDGER
-    if not file.exists():
-        return []
-    return [Submission(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _plan(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[RunDirectory, JobSpec]:
