@@ -141,7 +141,8 @@ def python_environment(spec: JobSpec) -> dict[str, str]:
 def _mounts(config: Config, *, run_dir: Path, work_dir: Path) -> tuple[Mount, ...]:
     if config.launch.image is None:
         return ()
-    mounts = [Mount(source=str(path), target=str(path)) for path in dict.fromkeys((run_dir, work_dir))]
+    own = [work_dir] if run_dir.is_relative_to(work_dir) else [work_dir, run_dir]
+    mounts = [Mount(source=str(path), target=str(path)) for path in own]
     for text in config.launch.mounts:
         source, target, *flags = text.split(":")
         mounts.append(Mount(source=source, target=target, read_only=bool(flags)))

@@ -62,8 +62,8 @@ def show_logs(
     while True:
         for path in _rank_logs(run, first, rank, follow=follow):
             logs.setdefault(path, RankLog(path))
-        found = sorted(line for log in logs.values() for line in log.lines(to_the_end=not goes_on))
-        for name, _, number, text in found:
+        found = [line for log in logs.values() for line in log.lines(to_the_end=not goes_on)]
+        for name, _, number, text in sorted(found, key=lambda line: line[:3]):
             prefix = f"{name} " if follow and name != f"attempt-{first:02d}" else ""
             write(f"{prefix}{number}: {text.decode('utf-8', 'replace')}")
         if not goes_on:

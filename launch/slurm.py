@@ -3,6 +3,7 @@
 Every value of the configuration is quoted: for the shell by shlex, for sbatch's own reading of its directives as below.
 """
 
+import hashlib
 import shlex
 from collections.abc import Iterator
 
@@ -36,8 +37,13 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
         "# Signals go to the tasks too, which checkpoint. The script stays to say how they ended.",
         "trap : TERM INT USR1",
         "",
-        "# Number of this attempt, and a free port on its first node, where this script runs.",
-        f'begun=$({_on_first_node(spec, slurm)} -m launch.attempt begin "$run") || exit',
+        "# Python on the first node, where this script runs.",
+        "first_node() {",
+        *_continued(_on_first_node(spec, slurm)),
+        "}",
+        "",
+        "# Number of this attempt, and a free port.",
+        'begun=$(first_node -m launch.attempt begin "$run") || exit',
         'export EFFNET_ATTEMPT="${begun% *}" MASTER_PORT="${begun#* }"',
         'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_ADDR",
@@ -46,7 +52,7 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
         "status=$?",
         "",
         "# 0 done, 85 checkpointed after a signal, 93 do not retry, else a failure.",
-        f'next=$({_on_first_node(spec, slurm)} -m launch.attempt end "$run" \\',
+        'next=$(first_node -m launch.attempt end "$run" \\',
         '    --attempt="$EFFNET_ATTEMPT" --status="$status" --requeues="${SLURM_RESTART_COUNT:-0}" \\',
         f"    --max-requeues={spec.max_requeues} --max-failures={spec.max_failures})",
         "code=$?",
@@ -59,8 +65,8 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
 
 
 def job_name(spec: JobSpec) -> str:
-    """Of all jobs of a run: `singleton` lets one of them run at a time."""
-    return f"effnet-{spec.run_id}"
+    """The same for all jobs of a run directory, and only these: `singleton` lets one of them run at a time."""
+    return f"effnet-{spec.run_id}-{hashlib.sha256(str(spec.run_dir).encode()).hexdigest()[:6]}"
 
 
 def _directives(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
@@ -149,12 +155,12 @@ def _arguments(spec: JobSpec) -> str:
     return " ".join(_quoted(argument) for argument in spec.command[2:])
 
 
-def _on_first_node(spec: JobSpec, slurm: Slurm) -> str:
-    """Python, for what the script itself does: in the image, where there is one."""
+def _on_first_node(spec: JobSpec, slurm: Slurm) -> list[str]:
+    """Python with the function's arguments, for what the script itself does: in the image, where there is one."""
     words = _container(spec, slurm)
     if spec.image is not None and slurm.container == "pyxis":
-        words = [f"srun --export=ALL --nodes=1 --ntasks=1 --relative=0 {' '.join(_pyxis_options(spec))}"]
-    return " ".join([*words, _quoted(spec.python)])
+        words = ["srun --export=ALL --nodes=1 --ntasks=1 --relative=0", *_pyxis_options(spec)]
+    return [*words, f'{_quoted(spec.python)} "$@"']
 
 
 def _container(spec: JobSpec, slurm: Slurm) -> list[str]:
