@@ -84,7 +84,10 @@ def build_trainer(
     Raises:
         ConfigError: If the global batch cannot be dealt to the processes that were started.
     """
-    torch.set_num_threads(config.trainer.num_threads or max((os.cpu_count() or 1) // processes.local_world_size, 1))
+    threads = config.trainer.num_threads or max((os.cpu_count() or 1) // processes.local_world_size, 1)
+    torch.set_num_threads(threads)
+    # Where no launcher has set it, Lightning's DDP would, and torch's number with it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     data = config.data
     try:
         layout = BatchLayout(

@@ -41,7 +41,8 @@ def slurm_cluster(nodes: int) -> Iterator[None]:
 
 def command(*words: str, given: str = "") -> str:
     """Output of a command that must succeed."""
-    done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    wide = {**os.environ, "COLUMNS": "250"}
+    done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=TIMEOUT_S, env=wide, check=False)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return done.stdout
 

@@ -77,8 +77,15 @@ def trainers(run: RunDirectory, *, global_rank: int) -> list[psutil.Process]:
 
 
 def is_pending(process: psutil.Process, number: signal.Signals) -> bool:
-    """Whether a signal waits for a process that stands still."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    """Whether a signal waits for a process that stands still.
+
+    Raises:
+        psutil.NoSuchProcess: If it is gone.
+    """
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        raise psutil.NoSuchProcess(process.pid) from None
     pending = next(line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd"))
     return bool(int(pending, 16) >> (number - 1) & 1)
 
@@ -127,10 +134,11 @@ def test_a_job_goes_on_after_requeue_preemption_and_time_limit_and_ends_with_the
     begun = last_step(run)
     wait_for_step(run, begun + 3)
     # Slurm looks at limits every 30 s: no steps meanwhile.
-    (rank,) = trainers(run, global_rank=0)
-    rank.suspend()
-    wait_for(lambda: is_pending(rank, signal.SIGUSR1), what="the signal before the time limit")
-    rank.resume()
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # or it has looked already
+        (rank,) = trainers(run, global_rank=0)
+        rank.suspend()
+        wait_for(lambda: is_pending(rank, signal.SIGUSR1), what="the signal before the time limit")
+        rank.resume()
     wait_for_outcome(run, 2)
     set_time_limit(job_id, minutes=60)
     wait_until_ended(run, job_id, "COMPLETED")
@@ -174,6 +182,19 @@ def test_a_rank_that_dies_is_named_the_job_starts_again_and_cancel_checkpoints_i
     assert job(job_id, "Restarts") == "1"
     assert run.latest_checkpoint() == f"step-{final_state(run)['global_step']:09d}"
     assert "nothing runs" in effnet("cancel", str(run.path))
+
+
+def test_scancel_ends_a_job_after_a_checkpoint(
+    submit: Callable[..., tuple[RunDirectory, str]], toy_overrides: Overrides
+) -> None:
+    run, job_id = submit(toy_overrides(trainer__devices=1, trainer__max_epochs=200))
+    wait_for_step(run, 3)
+    command("scancel", job_id)
+    wait_until_ended(run, job_id, "CANCELLED")
+
+    assert wait_for_outcome(run, 0)["reason"] == f"SIGTERM at step {last_step(run)}: checkpointed"
+    assert run.latest_checkpoint() == f"step-{last_step(run):09d}"
+    assert job(job_id, "Restarts") == "0"
 
 
 def test_a_mistake_ends_a_job_once_with_93(

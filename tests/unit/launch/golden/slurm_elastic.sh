@@ -61,7 +61,9 @@ next=$(first_node -m launch.attempt end "$run" \
     --attempt="$EFFNET_ATTEMPT" --status="$status" --requeues="${SLURM_RESTART_COUNT:-0}" \
     --max-requeues=100 --max-failures=3)
 code=$?
-if [[ $next == requeue ]] && scontrol requeue "$SLURM_JOB_ID"; then
+# Slurm itself puts a job back that it preempts, and one that was cancelled has another state too.
+state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+if [[ $next == requeue && $state == RUNNING ]] && scontrol requeue "$SLURM_JOB_ID"; then
     sleep 60  # Slurm ends this script
 fi
 exit "$code"
