@@ -10,25 +10,30 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as trainer.num_nodes=4", metavar="[KEY=VALUE]...")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; write and submit nothing.")]
+ExistingRun = Annotated[str | None, typer.Option("--run", help="Go on with an existing run.")]
 Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
 
 launch_app = typer.Typer(no_args_is_help=True, help="Render a job from the configuration, and submit it.")
 
 
 @launch_app.command("local")
-def launch_local(overrides: Overrides = None, config: ConfigFiles = None, dry_run: DryRun = False) -> None:
+def launch_local(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_local(config or [], overrides or [], dry_run=dry_run))
+    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, dry_run=dry_run))
 
 
 @launch_app.command("slurm")
-def launch_slurm(overrides: Overrides = None, config: ConfigFiles = None, dry_run: DryRun = False) -> None:
+def launch_slurm(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
     """Submit a batch job to Slurm."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_slurm(config or [], overrides or [], dry_run=dry_run))
+    raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, dry_run=dry_run))
 
 
 def status(run: Run) -> None:

@@ -92,7 +92,7 @@ def _directives(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
         "requeue": True,
         "no-kill": slurm.elastic,
         "open-mode": "append",
-        "output": str(spec.run_dir / "launch").replace("%", "%%") + "/slurm-%j.out",
+        "output": f"{spec.run_dir}/launch/slurm-%j.out",
         "export": "NONE",
         **slurm.options,
     }
@@ -214,8 +214,8 @@ def _check_paths(spec: JobSpec) -> None:
         ConfigError: If not.
     """
     path = str(spec.run_dir)
-    if not path.isprintable() or "\\" in path:
-        accepted = "a path without backslashes and control characters, which Slurm's --output cannot hold"
+    if not path.isprintable() or {"\\", "%"} & {*path}:
+        accepted = "a path without backslash, % and control characters, which mean something to Slurm's --output"
         raise ConfigError([Problem(key="runs_dir", received=shown(path), accepted=accepted)])
     for mount in spec.mounts:
         if set(":,") & {*mount.source, *mount.target}:

@@ -50,6 +50,7 @@ def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> s
     entry: dict[str, Any] = {
         "attempt": attempt,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": str(Path(__file__).parent.parent),
         "git_sha": commit,
         "uncommitted_changes": bool(diff),
         "python": platform.python_version(),

@@ -106,8 +106,9 @@ def test_directives_come_before_the_first_command_and_no_value_makes_one() -> No
 
 
 def test_what_slurm_cannot_be_told_is_refused() -> None:
-    with pytest.raises(ConfigError, match="without backslashes"):
-        rendered(work_dir=Path("/home/m\\e"))
+    for name in ("m\\e", "m%j", "m\ne"):
+        with pytest.raises(ConfigError, match="a path without backslash"):
+            rendered(work_dir=Path("/home") / name)
     with pytest.raises(ConfigError, match="a container mounts them"):
         rendered("launch.image=x", work_dir=Path("/home/a:b"))
     assert "launch.slurm.partition" in problems_of('launch.slurm.partition="a\\nb"')
