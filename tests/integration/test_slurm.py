@@ -230,8 +230,9 @@ def test_every_value_reaches_slurm_as_it_is(tmp_path: Path, toy_overrides: Overr
     nasty = f"a b\"c'd#e$(touch {pwned})`touch {pwned}`\\f;g\té日%"
     config = tmp_path / "nasty.yaml"
     values = {"comment": nasty.replace("\t", " "), "hold": True, "begin": "now+1hour"}
-    config.write_text(json.dumps({"launch": {"slurm": {"options": values}, "environment": {"NASTY": nasty + "\nx"}}}))
-    overrides = toy_overrides(trainer__devices=1, runs_dir=f"'{tmp_path}/a 'dir' $(x) 日'", run_id="job")
+    launch = {"slurm": {"options": values}, "environment": {"NASTY": nasty + "\nx"}}
+    config.write_text(json.dumps({"runs_dir": f"{tmp_path}/{folder}", "launch": launch}))
+    overrides = toy_overrides(trainer__devices=1, run_id="job")
     effnet("launch", "slurm", *overrides, "--config", str(config))
     run = RunDirectory(tmp_path / folder / "job")
     job_id = submissions(run)[-1].job_id
