@@ -1,5 +1,6 @@
 """Settings that are valid alone but not together. Each problem names the settings that it is about."""
 
+import re
 from collections.abc import Callable, Iterator
 
 from configs.problems import Problem, shown
@@ -7,6 +8,15 @@ from configs.schema import Augmentation, Config
 
 Check = Callable[[Config], Iterator[Problem]]
 
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|SIGNATURE", re.IGNORECASE)
+"""Part of the name of a variable that holds a secret."""
+OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
+OWN_OPTIONS = (
+    "account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "export", "job-name", "nodes",
+    "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "requeue", "no-requeue",
+    "reservation", "signal", "test-only", "time", "wait", "wrap",
+)  # fmt: skip
+"""Options of sbatch that follow from other settings, or would break the job."""
 OWN_SETTINGS = ("lr", "weight_decay", "momentum")
 """Arguments of an optimizer that are settings of their own."""
 
@@ -184,4 +194,35 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
             yield _problem(config, remote, "a folder, without . and .. in its path")
 
 
-CHECKS: tuple[Check, ...] = (_batches, _images, _decoder, _model, _optimizer, _schedule, _strategy, _checkpoints)
+def _launch(config: Config) -> Iterator[Problem]:
+    launch, slurm = config.launch, config.launch.slurm
+    for key, names in (("environment", launch.environment), ("pass_environment", launch.pass_environment)):
+        for name in names:
+            if SECRET_NAME.search(name):
+                accepted = f"variables that are no secrets: what a job gets is written to disk, and {name} may be one"
+                yield Problem(key=f"launch.{key}", received=name, accepted=accepted)
+    if launch.mounts and launch.image is None:
+        yield _problem(config, "launch.mounts", "[] without launch.image", "launch.image")
+    if slurm.min_nodes is not None and not slurm.elastic:
+        accepted = "null without launch.slurm.elastic"
+        yield _problem(config, "launch.slurm.min_nodes", accepted, "launch.slurm.elastic")
+    if (slurm.min_nodes or 0) > config.trainer.num_nodes:
+        accepted = f"at most trainer.num_nodes = {config.trainer.num_nodes}"
+        yield _problem(config, "launch.slurm.min_nodes", accepted, "trainer.num_nodes")
+    for name in slurm.options:
+        if not OPTION_NAME.fullmatch(name) or name in OWN_OPTIONS:
+            accepted = "long names of sbatch without dashes, beside those that effnet sets: " + ", ".join(OWN_OPTIONS)
+            yield Problem(key="launch.slurm.options", received=name, accepted=accepted)
+
+
+CHECKS: tuple[Check, ...] = (
+    _batches,
+    _images,
+    _decoder,
+    _model,
+    _optimizer,
+    _schedule,
+    _strategy,
+    _checkpoints,
+    _launch,
+)

@@ -24,7 +24,7 @@ NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
     r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
-    r"|(checkpoint|fault|tracking)\..*"
+    r"|(checkpoint|fault|tracking|launch)\..*"
 )
 
 
@@ -135,10 +135,20 @@ class RunDirectory:
         return self.path / "rollbacks.json"
 
     @property
+    def launch_dir(self) -> Path:
+        """What launchers rendered and submitted, and the code that the jobs run."""
+        return self.path / "launch"
+
+    @property
     def attempts(self) -> int:
         """Attempts begun so far: one more than the last one's number."""
         numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
         return max(numbers, default=-1) + 1
+
+    def latest_checkpoint(self) -> str | None:
+        """Name of the newest checkpoint, ``step-…``; None if there is none."""
+        file = self.checkpoints / "LATEST"
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
     def log_dir(self, attempt: int) -> Path:
         """Folder of the logs of all ranks."""

@@ -12,6 +12,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 ValidationMetric = Literal["val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5", "val/ema_loss"]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SubmitValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""Text on one line: what a scheduler's option can hold."""
+
 
 class Section(BaseModel):
     """A group of settings: frozen; unknown keys and infinite numbers refused, ints and bools not converted."""
@@ -297,6 +301,59 @@ class Tracking(Section):
     """W&B tags."""
 
 
+class Slurm(Section):
+    """What a job says to Slurm. Only `effnet launch slurm` reads it."""
+
+    account: SubmitValue | None = None
+    """Account to charge (sbatch --account); None is the user's own. So for the next four."""
+    partition: SubmitValue | None = None
+    """Partition, or several joined by commas."""
+    qos: SubmitValue | None = None
+    """Quality of service."""
+    constraint: SubmitValue | None = None
+    """Features that nodes must have, such as `h100&ib`."""
+    reservation: SubmitValue | None = None
+    """Reservation to run in."""
+    signal_before_s: Annotated[int, Field(gt=0, le=65535)] = 180
+    """Seconds before the time limit at which ranks are told to checkpoint and end: more than a step and a save take."""
+    elastic: bool = False
+    """One task per node that runs torchrun, which goes on with fewer nodes, in place of one task per device."""
+    min_nodes: PositiveInt | None = None
+    """Nodes that an elastic job goes on with; None is all of them. No effect without elastic."""
+    modules: tuple[SubmitValue, ...] = ()
+    """Environment modules that the job loads first, such as `cuda/13.0`."""
+    container: Literal["pyxis", "apptainer"] = "pyxis"
+    """What runs launch.image: NVIDIA's Pyxis with Enroot, or Apptainer (Singularity)."""
+    options: dict[str, bool | int | SubmitValue] = {}
+    """Further options of sbatch by their long names, such as `exclude: node[3-4]`, `exclusive: true`."""
+
+
+class Launch(Section):
+    """What a job on a cluster gets. No part of the experiment: it may differ between two attempts of one run."""
+
+    cpus_per_device: PositiveInt | None = None
+    """Cores for each device's process and its loaders; None is data.num_workers + 1."""
+    memory_per_node_gb: PositiveInt | None = None
+    """Main memory of each node in GiB; None is the cluster's default."""
+    time_limit_minutes: PositiveInt | None = None
+    """Longest time that the job may take at a stretch; None is the cluster's default. A requeued job has it anew."""
+    python: str | None = None
+    """Interpreter on the nodes; None is the one that runs `effnet`, or `python3` in an image."""
+    image: SubmitValue | None = None
+    """Container image to run in, as the cluster's container runtime names it; None runs on the nodes themselves."""
+    mounts: tuple[Annotated[str, Field(pattern=r"^/[^:,]*:/[^:,]*(:ro)?$")], ...] = ()
+    """Folders that a container sees, `/on/the/node:/in/the/container` or with `:ro`; the run's own is always there."""
+    pass_environment: tuple[VariableName, ...] = ()
+    """Names of variables of this shell that the job gets too, beyond those of NCCL, gloo and proxies."""
+    environment: dict[VariableName, str] = {}
+    """Variables that the job gets, by name. No secrets: this is written to the run directory."""
+    max_requeues: NonNegativeInt = 100
+    """Times that the job goes back into the queue after a checkpoint (time limit, preemption); then it ends with 85."""
+    max_failures: NonNegativeInt = 3
+    """Failures in a row, without a new checkpoint between, after which the job starts again; one more ends it."""
+    slurm: Slurm = Slurm()
+
+
 class Config(Section):
     """A whole run."""
 
@@ -322,6 +379,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     fault: Fault = Fault()
     tracking: Tracking = Tracking()
+    launch: Launch = Launch()
 
     @property
     def monitor(self) -> str:

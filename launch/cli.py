@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from launch import cli_jobs
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -72,6 +74,9 @@ def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None
 def shards(context: typer.Context) -> None:
     """Make and check WebDataset shards (build, verify, info, index, digits)."""
     os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
+
+
+cli_jobs.add_to(app)
 
 
 def _options(**values: Path | None) -> list[str]:

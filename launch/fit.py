@@ -29,15 +29,10 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
         ConfigError: For any mistake in the configuration, before anything is written.
     """
     if run is not None:
-        found = RunDirectory.find(run).path
-        found = found if found.name.strip(".") else found.resolve()
-        files = [str(found / "config.yaml"), *files]
-        # JSON's quotes are YAML's: a path or an id may look like a number or hold a colon.
-        place = {"runs_dir": str(found.parent), "run_id": found.name}
-        overrides = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())]
+        files, overrides = of_run(run, files, overrides)
     config = load_config(files, overrides).config
     devices = resolve_devices(config)
-    _check_machine(config, devices)
+    check_machine(config, devices)
     directory = RunDirectory.of(config)
     directory.check(config)
     past = directory.outcomes()
@@ -49,7 +44,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
     with locked(directory) as lock:
         directory.freeze(config)
         if config.data.prepare is not None:
-            _prepare(config)
+            prepare(config)
         directory.wandb_id()
         result = _attempt(directory, devices=devices, lock=lock)
         while result.get("rollback"):  # the trainer bounds their number
@@ -57,6 +52,20 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
             result = _attempt(directory, devices=devices, lock=lock)
     _say(result, directory)
     return int(result["exit_code"])
+
+
+def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and overrides by which an existing run goes on.
+
+    Raises:
+        ConfigError: If there is no such run.
+    """
+    found = RunDirectory.find(run).path
+    found = found if found.name.strip(".") else found.resolve()
+    # JSON's quotes are YAML's: a path or an id may look like a number or hold a colon.
+    place = {"runs_dir": str(found.parent), "run_id": found.name}
+    overrides = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())]
+    return [str(found / "config.yaml"), *files], overrides
 
 
 def _attempt(directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
@@ -91,7 +100,12 @@ def on_run(command: str, run: str, options: Sequence[str]) -> int:
     return status if status >= 0 else 1
 
 
-def _check_machine(config: Config, devices: int) -> None:
+def check_machine(config: Config, devices: int) -> None:
+    """See that this machine can train a configuration.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
     problems = []
     trainer, micro = config.trainer, config.data.micro_batch_size
     if trainer.num_nodes > 1:
@@ -124,7 +138,7 @@ def _check_machine(config: Config, devices: int) -> None:
         raise ConfigError(problems)
 
 
-def _prepare(config: Config) -> None:
+def prepare(config: Config) -> None:
     """Make the demo's shards where they are missing; the command itself sees whether they are there."""
     shards = config.data.train_shards
     out_dir = Path(shards if isinstance(shards, str) else shards[0]).parent

@@ -5,6 +5,8 @@ import warnings
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
@@ -84,7 +86,10 @@ def build_trainer(
     Raises:
         ConfigError: If the global batch cannot be dealt to the processes that were started.
     """
-    torch.set_num_threads(config.trainer.num_threads or max((os.cpu_count() or 1) // processes.local_world_size, 1))
+    threads = config.trainer.num_threads or max((os.cpu_count() or 1) // processes.local_world_size, 1)
+    torch.set_num_threads(threads)
+    # Where no launcher has set it, Lightning's DDP would, and torch's number with it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     data = config.data
     try:
         layout = BatchLayout(
@@ -96,13 +101,15 @@ def build_trainer(
         size = str(data.global_batch_size)
         raise ConfigError([Problem(key="data.global_batch_size", received=size, accepted=str(error))]) from None
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Named, because by itself Lightning takes what it detects: inside a Slurm allocation, Slurm's tasks.
+    environment = TorchElasticEnvironment() if processes.is_distributed else LightningEnvironment()
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": processes.local_world_size,
         "num_nodes": processes.num_nodes,
         "strategy": build_strategy(config, processes, accelerator),
         "precision": config.trainer.precision,
-        "plugins": [] if config.trainer.strategy == "deepspeed" else [CheckpointFile()],
+        "plugins": [environment, *([] if config.trainer.strategy == "deepspeed" else [CheckpointFile()])],
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,

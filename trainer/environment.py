@@ -21,8 +21,12 @@ PACKAGES = (
 def git_state(root: Path = Path(__file__).parent.parent) -> tuple[str | None, str]:
     """Commit of the code that runs, and what is changed beside it; (None, "") outside a checkout.
 
-    Bytes that are no UTF-8 stand in the text as surrogates.
+    Bytes that are no UTF-8 stand in the text as surrogates. A job runs a snapshot, which says what it is of.
     """
+    record = root / "snapshot.json"
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        return known["git_sha"], known["diff"]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -46,6 +50,7 @@ def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> s
     entry: dict[str, Any] = {
         "attempt": attempt,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": str(Path(__file__).parent.parent),
         "git_sha": commit,
         "uncommitted_changes": bool(diff),
         "python": platform.python_version(),

@@ -31,6 +31,8 @@ class StopFlag:
         """Take over SIGTERM, SIGINT and SIGUSR1."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        # A launcher may hold them back until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def _handle(self, number: int, _: FrameType | None) -> None:

@@ -50,7 +50,7 @@ def own_values(path: Path) -> dict[str, Any]:
 def test_the_globs_find_the_files() -> None:
     assert {path.stem for path in IMAGENET} >= {f"b{number}_imagenet" for number in range(8)}
     assert {path.stem for path in EXPERIMENTS} >= {"digits", "finetune"}
-    assert {path.stem for path in HARDWARE} >= {"cpu", "1x8_h100"}
+    assert {path.stem for path in HARDWARE} >= {"cpu", "1x8_h100", "slurm_4x4"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
@@ -78,7 +78,7 @@ def test_a_hardware_file_says_all_about_the_devices_and_nothing_of_the_experimen
     keys = set(own_values(path))
 
     assert keys >= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.precision"}
-    assert {key.partition(".")[0] for key in keys} <= {"trainer", "data", "deepspeed", "fault"}
+    assert {key.partition(".")[0] for key in keys} <= {"trainer", "data", "deepspeed", "fault", "launch"}
     assert {key for key in keys if key.startswith("data.")} <= {"data.num_workers", "data.prefetch_batches"}
 
 

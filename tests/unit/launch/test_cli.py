@@ -66,7 +66,9 @@ def test_the_help_of_shards_comes_without_torch(tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = effnet("--help", cwd=tmp_path)
 
-    assert {"config", "export", "fit", "shards", "validate"} <= set(COMMANDS)
+    assert {"cancel", "config", "export", "fit", "launch", "logs", "runs", "shards", "status", "validate"} <= set(
+        COMMANDS
+    )
     for name in COMMANDS:
         assert f"│ {name} " in done.stdout
 
@@ -183,3 +185,39 @@ def test_a_run_that_is_done_still_refuses_another_experiment(tmp_path: Path) -> 
 
     assert done.returncode == EXIT_DO_NOT_RETRY
     assert "what run mine was started with" in done.stderr
+
+
+# launch
+
+JOB = [*MINIMAL, "trainer.devices=2", "trainer.num_nodes=2", "data.global_batch_size=256", "launch.python=/opt/python"]
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
+    done = effnet("launch", "slurm", "--dry-run", *JOB, "run_id=mine", cwd=tmp_path, WANDB_API_KEY="0123456789")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=effnet-mine-")
+    assert f"/opt/python -m launch.rank {tmp_path}/runs/mine" in done.stdout
+    assert "0123456789" not in done.stdout
+    local = effnet("launch", "local", "--dry-run", *MINIMAL, "run_id=mine", cwd=tmp_path)
+    assert "-m launch.cli fit --run runs/mine" in local.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_slurm_a_launch_says_so(tmp_path: Path) -> None:
+    done = effnet("launch", "slurm", *JOB, cwd=tmp_path, PATH="/nowhere")
+
+    assert done.returncode == EXIT_DO_NOT_RETRY
+    assert "no sbatch here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_exists_is_launched_by_its_name(tmp_path: Path) -> None:
+    config = config_of("run_id=mine", "runs_dir=runs", "trainer.devices=2", "seed=7")
+    RunDirectory(tmp_path / "runs/mine").freeze(config)
+
+    done = effnet("launch", "slurm", "--run", "mine", "--dry-run", "launch.slurm.qos=high", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --qos=high" in done.stdout
+    assert f"-m launch.rank {tmp_path}/runs/mine" in done.stdout

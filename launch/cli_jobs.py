@@ -1,0 +1,89 @@
+"""Commands of ``effnet`` about jobs: launching them, looking at them, ending them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file; later ones win.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as trainer.num_nodes=4", metavar="[KEY=VALUE]...")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; write and submit nothing.")]
+ExistingRun = Annotated[str | None, typer.Option("--run", help="Go on with an existing run.")]
+Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
+
+launch_app = typer.Typer(no_args_is_help=True, help="Render a job from the configuration, and submit it.")
+
+
+@launch_app.command("local")
+def launch_local(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
+    """Train on this machine, by a snapshot of the code as it is now."""
+    from launch import submission
+
+    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, dry_run=dry_run))
+
+
+@launch_app.command("slurm")
+def launch_slurm(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
+    """Submit a batch job to Slurm."""
+    from launch import submission
+
+    raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, dry_run=dry_run))
+
+
+def status(run: Run) -> None:
+    """Show how a run is: state, step, speed, checkpoint, attempts."""
+    from rich.console import Console
+
+    from configs.run import RunDirectory
+    from launch.inspection import show_status
+
+    show_status(RunDirectory.find(run), Console())
+
+
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until the run has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank; all of them if left out.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=0, help="Number of the attempt; the last if left out.")] = None,
+) -> None:
+    """Print what the ranks wrote, by time, each line with its rank."""
+    from configs.run import RunDirectory
+    from launch.inspection import is_active
+    from launch.reading_logs import show_logs
+
+    found = RunDirectory.find(run)
+    show_logs(found, typer.echo, rank=rank, attempt=attempt, follow=follow, active=lambda: is_active(found))
+
+
+def cancel(
+    run: Run, now: Annotated[bool, typer.Option("--now", help="Kill it, without a checkpoint.")] = False
+) -> None:
+    """End a run's job: it checkpoints first, and goes on when it is launched again."""
+    from configs.run import RunDirectory
+    from launch.cancelling import cancel
+
+    typer.echo(cancel(RunDirectory.find(run), now=now))
+
+
+def runs(
+    runs_dir: Annotated[Path, typer.Option(help="Folder of run directories.")] = Path("runs"),
+) -> None:
+    """List the runs in a folder."""
+    from rich.console import Console
+
+    from launch.inspection import show_runs
+
+    show_runs(runs_dir, Console())
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to ``effnet``."""
+    app.add_typer(launch_app, name="launch")
+    for command in (status, logs, cancel, runs):
+        app.command()(command)

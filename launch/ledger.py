@@ -1,0 +1,59 @@
+"""The ledger of what was submitted of a run, and whether that is to go on: read by launchers and by jobs themselves."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from configs.run import RunDirectory
+
+LEDGER = "submissions.jsonl"
+CANCELLED = "cancelled"
+"""Its presence says that the run is to stand still until it is submitted again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One line of the ledger: when what was handed to which engine."""
+
+    time: str
+    engine: str
+    job_id: str
+    artefact: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """How an engine says that a job is.
+
+    Attributes:
+        word: ``running``, ``waiting``, ``suspended``.
+        nodes: Where it runs, as the engine writes it.
+        reason: Why it waits, in the engine's words.
+    """
+
+    word: str
+    nodes: str = ""
+    reason: str = ""
+
+
+def record(run: RunDirectory, submission: Submission) -> None:
+    """Add a line to the run's ledger."""
+    with (run.launch_dir / LEDGER).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(submission), ensure_ascii=False) + "\n")
+
+
+def request_cancellation(run: RunDirectory) -> None:
+    """Keep the run's jobs from going back into the queue when they have checkpointed."""
+    (run.launch_dir / CANCELLED).touch()
+
+
+def withdraw_cancellation(run: RunDirectory) -> None:
+    """Let the run go on again."""
+    (run.launch_dir / CANCELLED).unlink(missing_ok=True)
+
+
+def submissions(run: RunDirectory) -> list[Submission]:
+    """The run's ledger, oldest first."""
+    file = run.launch_dir / LEDGER
+    if not file.exists():
+        return []
+    return [Submission(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]

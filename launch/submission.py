@@ -1,0 +1,116 @@
+"""``effnet launch``: from a configuration to a job that is submitted, or printed."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from configs.load import load_config
+from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from configs.schema import Config
+from launch import slurm, slurm_jobs
+from launch.devices import resolve_devices
+from launch.fit import check_machine, console, of_run, prepare
+from launch.job import JobSpec, job_spec
+from launch.ledger import Submission, record, withdraw_cancellation
+from launch.lock import locked
+from launch.snapshot import ROOT, code_files, code_hash, snapshot
+
+
+def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+    """Submit a run to Slurm, or print the script; returns the exit code.
+
+    Raises:
+        ConfigError: For any mistake, before anything is written.
+    """
+    config = _load(files, overrides, run_name)
+    run, spec = _plan(config)
+    script = slurm.render(spec, config.launch.slurm)
+    if dry_run:
+        sys.stdout.write(script)
+        return EXIT_DONE
+    if not _prepared(run, config):
+        return EXIT_DONE
+    assert snapshot(run) == spec.code_dir
+    artefact = run.launch_dir / "slurm.sh"
+    write_atomically(artefact, script)
+    withdraw_cancellation(run)
+    job_id = slurm_jobs.submit(script)
+    record(run, Submission(time=_now(), engine="slurm", job_id=job_id, artefact=str(artefact)))
+    _hint_at_wandb(config)
+    text = f"{run.run_id}: job {job_id}\nnext\n"
+    text += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
+    console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+    return EXIT_DONE
+
+
+def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+    """Train here, by a snapshot of the code: becomes ``effnet fit --run`` with it.
+
+    Raises:
+        ConfigError: For any mistake, before anything is written.
+    """
+    config = _load(files, overrides, run_name)
+    check_machine(config, resolve_devices(config))
+    run = RunDirectory.of(config)
+    code_dir = run.path.absolute() / "launch" / f"code-{code_hash(ROOT, code_files())}"
+    variables = {"PYTHONPATH": str(code_dir), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "launch.cli", "fit", "--run", str(run.path)]
+    if dry_run:
+        words = [*(f"{name}={value}" for name, value in variables.items()), *command]
+        sys.stdout.write(shlex.join(["env", *words]) + "\n")
+        return EXIT_DONE
+    if not _prepared(run, config):
+        return EXIT_DONE
+    snapshot(run)
+    os.execve(sys.executable, command, {**os.environ, **variables})
+
+
+def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Config:
+    if run is not None:
+        files, overrides = of_run(run, files, overrides)
+    return load_config(files, overrides).config
+
+
+def _plan(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[RunDirectory, JobSpec]:
+    """The run and its job; nothing is written yet."""
+    run = RunDirectory.of(config)
+    work_dir = Path.cwd()
+    code_dir = RunDirectory(work_dir / run.path).launch_dir / f"code-{code_hash(ROOT, code_files())}"
+    run.check(config)
+    return RunDirectory(work_dir / run.path), job_spec(
+        config, code_dir=code_dir, work_dir=work_dir, environment=environment
+    )
+
+
+def _prepared(run: RunDirectory, config: Config) -> bool:
+    """Freeze the configuration and make what jobs share; false if the run is done.
+
+    Raises:
+        RunInProgressError: If a launcher of this machine is at work on the run.
+    """
+    run.check(config)
+    past = run.outcomes()
+    if past and past[-1]["exit_code"] == EXIT_DONE:
+        console.print(f"{run.path} is done", highlight=False, markup=False, soft_wrap=True)
+        return False
+    run.create()
+    with locked(run):
+        run.freeze(config)
+        if config.data.prepare is not None:
+            prepare(config)
+        run.wandb_id()
+        run.launch_dir.mkdir(exist_ok=True)
+    return True
+
+
+def _hint_at_wandb(config: Config) -> None:
+    if config.tracking.mode == "online" and "WANDB_API_KEY" in os.environ:
+        text = "WANDB_API_KEY stays here: on the nodes W&B reads ~/.netrc, which `wandb login` writes."
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

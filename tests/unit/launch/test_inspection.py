@@ -1,0 +1,99 @@
+"""What status, runs and logs say, from what a run left on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.run import RunDirectory, rank_log
+from launch.inspection import progress, state
+from launch.ledger import Submission, record, submissions
+from launch.lock import locked
+from launch.reading_logs import show_logs
+from tests.unit.launch.commands import effnet
+
+METRICS = """\
+step,throughput/images_per_second,val/ema_top1,val/top1
+10,300.5,,
+20,310.5,,
+20,,0.5,0.75
+30,,0.625,0.25
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "runs/mine")
+    run.create()
+    run.launch_dir.mkdir()
+    run.config_file.touch()
+    return run
+
+
+def printed(run: RunDirectory, rank: int | None = None, attempt: int | None = None) -> list[str]:
+    lines: list[str] = []
+    show_logs(run, lines.append, rank=rank, attempt=attempt, follow=False, active=lambda: False)
+    return lines
+
+
+def test_progress_is_read_from_the_metrics(run: RunDirectory) -> None:
+    assert (progress(run).step, progress(run).best) == (0, None)
+    run.metrics_file.write_text(METRICS + "4")  # a row that is being written
+
+    facts = progress(run)
+
+    assert (facts.step, facts.images_per_second, facts.best) == (30, 310.5, ("val/ema_top1", 0.625))
+
+
+def test_the_state_is_the_locks_or_the_last_outcomes(run: RunDirectory) -> None:
+    assert state(run) == "not begun"
+    run.record_outcome({"attempt": 0, "exit_class": "interrupted", "rank": None, "reason": "SIGTERM"})
+    assert state(run) == "interrupted"
+    with locked(run):
+        assert state(run).startswith("running (process ")
+
+
+def test_a_job_of_a_cluster_that_is_out_of_reach_does_not_keep_status_from_answering(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    record(run, Submission(time="2026-01-01T00:00:00+00:00", engine="slurm", job_id="7", artefact="slurm.sh"))
+
+    assert [submission.job_id for submission in submissions(run)] == ["7"]
+    assert state(run) == "not begun"
+    cancelled = effnet("cancel", "mine", cwd=run.path.parents[1], PATH="/nowhere")
+    assert cancelled.returncode == 93
+    assert "no squeue here" in cancelled.stderr
+
+
+def test_status_and_runs_print_tables(run: RunDirectory) -> None:
+    run.metrics_file.write_text(METRICS)
+    run.record_outcome({"attempt": 0, "exit_class": "retry", "rank": 3, "host": "node2", "reason": "killed [by] x"})
+
+    status = effnet("status", "mine", cwd=run.path.parents[1])
+    listed = effnet("runs", cwd=run.path.parents[1])
+
+    assert (status.returncode, listed.returncode) == (0, 0), status.stderr + listed.stderr
+    assert "retry on rank 3 (node2): killed [by] x" in status.stdout
+    assert "0.6250" in status.stdout
+    assert "val/ema_top1 0.6250" in listed.stdout
+
+
+def test_lines_of_all_ranks_come_by_time_and_what_has_none_stays_behind_its_line(run: RunDirectory) -> None:
+    for attempt, rank, text in (
+        (0, 0, "2026-01-01 00:00:00,000 INFO effnet: old\n"),
+        (1, 0, "2026-01-01 00:00:01,000 INFO effnet: a\n2026-01-01 00:00:03,500 ERROR effnet: c\nTraceback\n"),
+        (1, 1, "2026-01-01 00:00:02,000 INFO effnet: b\n2026-01-01 00:00:04,000 INFO effnet: d, half a l"),
+    ):
+        run.log_dir(attempt).mkdir(parents=True, exist_ok=True)
+        rank_log(run.log_dir(attempt), rank).write_text(text)
+
+    assert [line.replace("2026-01-01 00:00:0", "") for line in printed(run)] == [
+        "0: 1,000 INFO effnet: a",
+        "1: 2,000 INFO effnet: b",
+        "0: 3,500 ERROR effnet: c",
+        "0: Traceback",
+        "1: 4,000 INFO effnet: d, half a l",
+    ]
+    assert len(printed(run, rank=1)) == 2
+    assert printed(run, attempt=0) == ["0: 2026-01-01 00:00:00,000 INFO effnet: old"]
+    assert printed(RunDirectory(run.path / "absent")) == []
