@@ -137,21 +137,22 @@ def test_a_job_goes_on_after_requeue_preemption_and_time_limit_and_ends_with_the
         (rank,) = trainers(run, global_rank=0)
         rank.suspend()
         wait_for(lambda: is_pending(rank, signal.SIGUSR1), what="the signal before the time limit")
+        # Before it can begin again: on a busy machine it may do so, and meet the limit once more, before anyone looks.
+        command("scontrol", "update", f"JobId={job_id}", "TimeLimit=60")
         rank.resume()
     wait_for_outcome(run, 2)
-    set_time_limit(job_id, minutes=60)
+    if job(job_id, "TimeLimit") != "01:00:00":
+        set_time_limit(job_id, minutes=60)
     wait_until_ended(run, job_id, "COMPLETED")
 
     outcomes = run.outcomes()
-    interruptions = len(outcomes) - 1
-    assert interruptions >= 3  # more where the limit came again before it was raised
-    assert [outcome["exit_class"] for outcome in outcomes] == ["interrupted"] * interruptions + ["done"], told(run)
-    assert {str(outcome["reason"]).partition(" ")[0] for outcome in outcomes[1:-1]} == {"SIGUSR1"}
+    assert [outcome["exit_class"] for outcome in outcomes] == ["interrupted"] * 3 + ["done"], told(run)
+    assert [str(outcome["reason"]).partition(" ")[0] for outcome in outcomes[1:3]] == ["SIGUSR1"] * 2
     assert "SIGTERM" in outcomes[0]["reason"]
-    assert job(job_id, "Restarts") == str(interruptions)
+    assert job(job_id, "Restarts") == "3"
     wandb_id = (run.wandb_dir / "wandb_id").read_text()
     fragments = sorted(path.name for path in run.wandb_dir.glob("offline-run-*"))
-    assert [name.rpartition("-")[2] for name in fragments] == [wandb_id] * len(outcomes)
+    assert [name.rpartition("-")[2] for name in fragments] == [wandb_id] * 4
 
     whole = train(toy_overrides(trainer__devices=2, **settings), runs_dir=tmp_path, run_id="whole")
     assert losses(run) == losses(whole)
