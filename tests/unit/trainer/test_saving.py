@@ -15,6 +15,7 @@ from configs.run import RunDirectory
 from tests.disks import fill, small_disk
 from tests.integration.test_equivalence import assert_same
 from tests.unit.trainer.runs import checkpoint, new_run, rows, train
+from tests.unit.trainer.test_tracking import inspect
 from trainer import saver, triggers
 from trainer.checkpointing import FAILURES, Interrupted, SaveFailedError
 from trainer.checkpoints import CheckpointDirectory, CheckpointFile, read_manifest, verify
@@ -204,6 +205,25 @@ def test_a_full_disk_is_said_tried_again_and_survived(
     assert "checkpoint of step 5 failed (1 of 5 in a row)" in caplog.text
     assert "No space left on device" in caplog.text
     assert_same(checkpoint(trained, STEPS), checkpoint(found, STEPS))
+
+
+def test_a_failed_save_is_shown_in_wandb(
+    disk: Path, run: Callable[..., RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning sets it for good
+    found = run(checkpoint__every_n_steps=5, checkpoint__max_failures=1, tracking__mode="offline")
+    fill(disk)
+    with pytest.raises(SaveFailedError):
+        train(found)
+
+    (directory,) = found.wandb_dir.glob("offline-run-*")
+    records = inspect(directory)
+    (item,) = (each["history"]["item"] for each in records if FAILURES in each.get("history", {}).get("item", {}))
+    assert item[FAILURES] == 1
+    assert item["trainer/global_step"] >= 5
+    (alert,) = (record["alert"] for record in records if record["type"] == "alert")
+    assert alert["title"] == "checkpoint failed"
+    assert "No space left on device" in alert["text"]
 
 
 def test_training_stops_after_so_many_failures_and_names_the_last_good_one(
