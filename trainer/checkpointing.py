@@ -203,7 +203,7 @@ class Checkpointing(Callback):
             if error is not None:  # none has succeeded since
                 raise SaveFailedError(
                     f"{self._config.checkpoint.max_failures} saves in a row failed (checkpoint.max_failures), "
-                    f"the last: {error}; the last good checkpoint is {self._directory.newest()}"
+                    f"the last: {error}; the last good checkpoint is {self._directory.newest() or 'none'}"
                 )
 
     def _seen(self, trainer: Trainer) -> Votes:
@@ -342,7 +342,7 @@ class Checkpointing(Callback):
         if error is not None:
             raise SaveFailedError(
                 f"the checkpoint of step {trainer.global_step} is not where it should be: {error}; "
-                f"the last good one is {self._directory.newest()}"
+                f"the last good one is {self._directory.newest() or 'none'}"
             )
 
 

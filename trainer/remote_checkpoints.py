@@ -114,14 +114,14 @@ class RemoteCheckpoints:
         fault = "no readable manifest" if not names else None
         if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in names):
             fault = "its manifest names files outside of it"
-        if fault is None:
-            for name in names:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    self.filesystem.get_file(self._place(step, name), str(temporary / name))
-                except FileNotFoundError:
-                    break  # verification says which
-            fault = verify(temporary)
+        for name in names if fault is None else ():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.filesystem.get_file(self._place(step, name), str(temporary / name))
+            except FileNotFoundError:
+                fault = f"{name} is missing"
+                break
+        fault = fault or verify(temporary)
         if fault is not None:
             directory.sweep()
             logger.warning("checkpoint %s is passed over: %s", self.named(step), fault)

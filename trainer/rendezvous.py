@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from torch.distributed.rendezvous import rendezvous
 
 from configs.problems import ConfigError, DataError, UnreachableError
 from trainer.processes import Processes
 
+_stores: list[Any] = []
 PATIENCE = timedelta(days=1)
 """A launcher ends the waiting ranks long before, if rank 0 dies."""
 
@@ -24,8 +26,10 @@ def on_first_rank(processes: Processes, work: Callable[[], None]) -> None:
     if processes.world_size == 1:
         work()
         return
-    # The store of the launcher, or the one that the process groups will be made with: PyTorch shares it.
+    # The store of the launcher; or one of rank 0's at the address where the process groups will meet, which join it
+    # there: it must not be gone by then.
     store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    _stores.append(store)
     key = f"effnet/first/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"  # that store outlives a restart
     if processes.global_rank == 0:
         word = {"failed": True, "lasting": False, "text": "rank 0 failed"}
