@@ -1,20 +1,14 @@
 """The snapshot of the code, from real checkouts and without git."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from configs.run import RunDirectory
 from launch.snapshot import ROOT, code_files, snapshot
+from tests.git import git
 from trainer.environment import git_state
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
