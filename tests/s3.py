@@ -1,6 +1,5 @@
 """A real S3 API on loopback, in a process of its own: moto's server."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
+import pytest
+
+from tests.ports import free_port
 
 TIMEOUT_S = 120
 CODE = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
@@ -74,12 +76,7 @@ class S3:
 @contextmanager
 def s3_server(*buckets: str) -> Iterator[S3]:
     """A server, and the environment that leads to it."""
-    import pytest
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    server = S3(f"http://127.0.0.1:{port}")
+    server = S3(f"http://127.0.0.1:{free_port()}")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(server.endpoint).items():
             patch.setenv(name, value)

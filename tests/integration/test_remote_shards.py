@@ -1,16 +1,13 @@
 """Epochs from real servers on loopback: over HTTP that fails in every way, and over S3 (moto's server)."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
 import torch
 
@@ -21,6 +18,8 @@ from datamodules.storage import remote
 from datamodules.streaming.loaders import Batch
 from tests.conftest import NUM_CLASSES
 from tests.integration.runs import losses, train
+from tests.ports import free_port
+from tests.s3 import s3_server
 from tests.web import FaultyServer
 
 SAMPLES, VALIDATION_SAMPLES = 129, 37
@@ -231,55 +230,12 @@ def test_a_run_whose_server_is_away_ends_to_be_retried(
 
 @pytest.fixture(scope="module")
 def s3(shards: Path) -> Iterator[str]:
-    """A bucket with the shards, on a real S3 API in a process of its own; the URL of its folder."""
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    code = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        number = _free_port()
-        endpoint = f"http://127.0.0.1:{number}"
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(number)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            client = _client(endpoint, process)
-            client.create_bucket(Bucket="images")
-            for file in shards.iterdir():
-                if not file.name.startswith("."):
-                    client.upload_file(str(file), "images", f"toy/{file.name}")
-            yield "s3://images/toy/"
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _client(endpoint: str, process: "subprocess.Popen[bytes]") -> Any:
-    client = boto3.client("s3", endpoint_url=endpoint)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.list_buckets()
-        except Exception:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        else:
-            return client
+    """A bucket with the shards, on a real S3 API; the URL of its folder."""
+    with s3_server("images") as server:
+        for file in shards.iterdir():
+            if not file.name.startswith("."):
+                server.client().upload_file(str(file), "images", f"toy/{file.name}")
+        yield "s3://images/toy/"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -313,7 +269,7 @@ def test_a_bucket_or_shard_that_is_not_there_is_a_data_error(build: Build, s3: s
 
 
 def test_an_s3_server_that_is_away_is_unreachable(build: Build, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     remote._filesystem_of.cache_clear()
     try:
         with pytest.raises(UnreachableError, match="1 attempt failed, the last with"):

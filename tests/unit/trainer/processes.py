@@ -2,20 +2,18 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+
+from tests.ports import free_port
 
 TIMEOUT_S = 180
 
 
 def run_ranks(code: str, *, world_size: int) -> list[object]:
     """Run a program on so many ranks; each prints a line of JSON as its last, which is returned by rank."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     code += "\nimport os, sys; sys.stdout.flush(); os._exit(0)"  # as the trainer ends: no teardown of process groups
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code],
