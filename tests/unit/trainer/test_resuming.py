@@ -156,13 +156,14 @@ def test_a_checkpoint_that_cannot_be_read_stays_where_it_is(
     assert "is passed over: it cannot be read ([Errno 5]" in caplog.text
 
 
-def test_only_fit_moves_checkpoints(directory: CheckpointDirectory) -> None:
+def test_only_fit_moves_checkpoints_and_puts_aside_those_later_than_a_named_one(directory: CheckpointDirectory) -> None:
     good, bad = save(directory, 10), save(directory, STEP)
     _truncate(bad)
 
     assert directory.chosen(None) == good  # as validate and export do
-    assert find_checkpoint(resuming(good), directory, NO_ROLLBACKS) == good
     assert bad.exists()
+    assert find_checkpoint(resuming(good), directory, NO_ROLLBACKS) == good
+    assert (directory.path / SUPERSEDED / bad.name).exists()
 
 
 def test_where_none_is_good_a_run_begins_anew(directory: CheckpointDirectory) -> None:
