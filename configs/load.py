@@ -139,6 +139,7 @@ def _read_file(name: str, problems: list[Problem], including: tuple[Path, ...] =
         )
         bases = []
     layers = [layer for base in bases for layer in _read_file(base, problems, (*including, path))]
+    origins = {_full_key(key, tree.get(key)): line for key, line in origins.items()}
     return [*layers, (_expand_dotted({str(key): value for key, value in tree.items()}), origins)]
 
 
@@ -192,12 +193,22 @@ def _expand_dotted(tree: Tree) -> Tree:
     """``{"optimizer.lr": 1}`` as ``{"optimizer": {"lr": 1}}``: the form of W&B sweeps' argument files."""
     expanded: Tree = {}
     for key, value in tree.items():
-        first, *rest = key.split(".")
+        first, *rest = _full_key(key, value).split(".")
         nested: Any = value
         for part in reversed(rest):
             nested = {part: nested}
         expanded = _merge(expanded, {first: nested})
     return expanded
+
+
+def _full_key(key: str, value: object) -> str:
+    """The setting that ``resume: X`` is short for."""
+    if key != "resume" or not isinstance(value, str):
+        return key
+    with contextlib.suppress(OSError, ValueError):  # no path at all
+        if (Path(value) / "config.yaml").is_file():
+            return "model.checkpoint_path"
+    return "resume.checkpoint"
 
 
 def _merge(under: Tree, over: Tree, prefix: str = "") -> Tree:

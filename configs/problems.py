@@ -41,6 +41,10 @@ class ConfigError(Exception):
         title = f"configuration: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([title, *map(str, self.problems)]))
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[Problem, ...]]]:
+        """Travels between processes by its problems, not by its text."""
+        return type(self), (self.problems,)
+
 
 class DataError(Exception):
     """The data is at fault (no shard found, a truncated tar, a label out of range): running again will not help."""

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from configs.load import dump_yaml, leaves, load_config
+from configs.changes import Change, changes, identity, refusals
+from configs.load import dump_yaml, load_config
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config
 
@@ -19,23 +19,10 @@ EXIT_INTERRUPTED: Final = 85
 EXIT_DO_NOT_RETRY: Final = 93
 """Configuration, data or code is at fault."""
 
-# What may differ between two attempts of one run without changing a single sample of it.
-NOT_IDENTITY: Final = re.compile(
-    r"name|run_id|runs_dir|resume|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
-    r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
-    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
-    r"|(checkpoint|fault|tracking|launch)\..*"
-)
-
 
 def exit_class(code: int) -> str:
     """One word for an exit code, the same on every launcher."""
     return {EXIT_DONE: "done", EXIT_INTERRUPTED: "interrupted", EXIT_DO_NOT_RETRY: "do_not_retry"}.get(code, "retry")
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The settings that define the experiment, by dotted key."""
-    return {key: value for key, value in leaves(config).items() if not NOT_IDENTITY.fullmatch(key)}
 
 
 def config_hash(config: Config) -> str:
@@ -162,23 +149,28 @@ class RunDirectory:
         """
         return load_config([str(self.config_file)]).config
 
+    def changes(self, config: Config) -> list[Change]:
+        """Settings that differ from those that the newest checkpoint was saved with; none where there is none."""
+        newest = max(filter(_has_its_name, self.checkpoints.glob("step-*")), default=None)
+        if newest is None or not self.config_file.exists():
+            return []
+        saved = read_json(newest / "manifest.json").get("config")
+        return changes(saved if isinstance(saved, dict) else self.load_config().model_dump(mode="json"), config)
+
     def check(self, config: Config) -> None:
-        """See that an attempt with ``config`` would go on with the same experiment.
+        """See that an attempt with ``config`` would go on with the same experiment, or may change it.
 
         Raises:
             ConfigError: If the run has a checkpoint of another experiment: its steps would no longer mean the same.
+                Also with ``resume=never``, if it has any.
         """
-        if self.config_file.exists() and any(self.checkpoints.glob("step-*")):
-            old, new = identity(self.load_config()), identity(config)
-            changed = [key for key in new if old.get(key) != new[key]]
-            advice = f"what run {self.run_id} was started with, or another run_id"
-            if changed:
-                raise ConfigError(
-                    [
-                        Problem(key=key, received=shown(new[key]), accepted=f"{shown(old.get(key))}: {advice}")
-                        for key in changed
-                    ]
-                )
+        problems = refusals(self.changes(config), run_id=self.run_id, allow=config.resume.allow_changes)
+        newest = max(filter(_has_its_name, self.checkpoints.glob("step-*")), default=None)
+        if config.resume.checkpoint == "never" and newest is not None:
+            accepted = f"auto, or another run_id: {newest} exists"
+            problems.append(Problem(key="resume.checkpoint", received="never", accepted=accepted))
+        if problems:
+            raise ConfigError(problems)
 
     def create(self) -> None:
         """Make the directory, if it is not there.
@@ -230,6 +222,19 @@ class RunDirectory:
         """Add an attempt's outcome, replacing one of the same number."""
         attempts = [known for known in self.outcomes() if known["attempt"] != outcome["attempt"]]
         write_atomically(self.outcome_file, json.dumps({"attempts": [*attempts, dict(outcome)]}, indent=2) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A mapping from a JSON file; an empty one where there is none that can be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _has_its_name(checkpoint: Path) -> bool:
+    return checkpoint.suffix != ".tmp"
 
 
 def rank_log(log_dir: Path, global_rank: int) -> Path:

@@ -129,7 +129,8 @@ class Model(Section):
     pretrained: bool = False
     """Start from timm's published weights (downloaded)."""
     checkpoint_path: str | None = None
-    """Start from a timm or safetensors file of weights. A classifier of another size is left at its initial values."""
+    """Start from a timm or safetensors file of weights, or from a run's or a checkpoint's directory: its averaged
+    weights, or the raw ones where there is no average. A classifier of another size is left at its initial values."""
     in_chans: Literal[1, 3, 4] = 3
     """Channels of the input: 1 reads images as grey, 3 as RGB, 4 as RGBA."""
     drop_rate: Fraction = 0.2
@@ -243,6 +244,22 @@ class Deepspeed(Section):
 
     zero_stage: Literal[1, 2, 3] | None = None
     """What ZeRO partitions: 1 optimizer states, 2 gradients too, 3 parameters too."""
+
+
+class Resume(Section):
+    """How an attempt goes on from what earlier ones saved.
+
+    `resume=X` is short for `resume.checkpoint=X`; where X is the directory of a run, for `model.checkpoint_path=X`: its
+    weights alone, a warm start.
+    """
+
+    checkpoint: str = "auto"
+    """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else the
+    path of a checkpoint directory."""
+    allow_changes: bool = False
+    """Go on though settings differ that make another experiment of it (seed, data, global batch, learning rate, …). The
+    data goes on at the same share of its epoch, to within a batch. The network, its classes and the kind of optimizer
+    must stay the same."""
 
 
 class Checkpoint(Section):
@@ -365,9 +382,6 @@ class Config(Section):
     """Where run directories are made."""
     seed: NonNegativeInt = 0
     """Seeds weights, order, augmentation and dropout."""
-    resume: str = "auto"
-    """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else the
-    path of a checkpoint directory."""
     data: Data
     model: Model = Model()
     loss: Loss = Loss()
@@ -376,6 +390,7 @@ class Config(Section):
     ema: Ema = Ema()
     trainer: Trainer = Trainer()
     deepspeed: Deepspeed = Deepspeed()
+    resume: Resume = Resume()
     checkpoint: Checkpoint = Checkpoint()
     fault: Fault = Fault()
     tracking: Tracking = Tracking()

@@ -38,6 +38,9 @@ from datamodules.streaming.transforms import (
     training_transform,
 )
 
+FIRST_FORMAT = ("epoch", "samples_consumed", "seed", "index_hash", "order_version")
+"""What every position has, those of old checkpoints too."""
+
 
 class ImageNetDataModule(LightningDataModule):
     """Training batches by (seed, step), validation batches each once.
@@ -62,6 +65,7 @@ class ImageNetDataModule(LightningDataModule):
         self.in_chans = in_chans
         self.pin_memory = pin_memory
         self.next_batch: int | None = None
+        self._seen_otherwise = 0
         self.index_progress: Callable[[int], None] | None = None
         self._stream: TrainingStream | None = None
         self._val_loader: EvaluationLoader | None = None
@@ -146,29 +150,62 @@ class ImageNetDataModule(LightningDataModule):
         return {
             "epoch": self.order.epochs_before(step),
             "samples_consumed": (step + self.order.passed_over) * self.data.global_batch_size,
+            "samples_seen": self.samples_seen(step),
             "batches_passed_over": self.order.passed_over,
             "seed": self.seed,
             "index_hash": self.train_index.digest,
             "order_version": ORDER_VERSION,
+            "val_index_hash": self.val_index.digest,
+            "samples_per_epoch": self.order.samples,
+            "global_batch_size": self.data.global_batch_size,
+            "num_lanes": self.data.num_lanes,
+            "shuffle_window_shards": self.data.shuffle_window_shards,
         }
 
-    def resume(self, saved: dict[str, int | str], step: int) -> None:
+    def samples_seen(self, step: int) -> int:
+        """Training samples of all devices in ``step`` optimizer steps, of whatever size their batches were."""
+        return step * self.data.global_batch_size + self._seen_otherwise
+
+    def resume(self, saved: dict[str, int | str], step: int, *, allow_changes: bool = False) -> list[str]:
         """Go on after ``step`` optimizer steps: where the position says, or at ``next_batch``.
 
+        Steps keep their numbers. Where the data or the batches are others, which global batch a step takes moves, so
+        that the same share of the epoch is behind it; to within a batch, of which samples rather come again than never.
+
+        Args:
+            saved: A position. Of what it lacks, because an older version saved it, nothing is known to differ.
+            step: Optimizer steps done.
+            allow_changes: Take other data, or another order.
+
+        Returns:
+            What differs, in words.
+
         Raises:
-            DataError: If the position names other samples than this run's: seed, index or order version differ.
+            DataError: If the position names other samples than this run's, and that is not allowed.
         """
         passed_over = int(saved.get("batches_passed_over", 0))
         self.order = replace(self.order, passed_over=passed_over)
-        saved = {**saved, "batches_passed_over": passed_over}
+        size = int(saved.get("global_batch_size", self.data.global_batch_size))
+        seen = int(saved.get("samples_seen", int(saved["samples_consumed"]) - passed_over * size))
+        self._seen_otherwise = seen - step * self.data.global_batch_size
         differing = {
-            key: (saved.get(key), value) for key, value in self.position(step).items() if saved.get(key) != value
+            key: (saved.get(key), now)
+            for key, now in self.position(step).items()
+            if saved.get(key, None if key in FIRST_FORMAT else now) != now
         }
-        if differing:
-            listed = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
-            raise DataError(f"the checkpoint's data position does not fit this run: {listed}")
-        if self.next_batch is not None:
-            self.order = replace(self.order, passed_over=self.next_batch - step)
+        listed = [f"{key} was {old}, is {new}" for key, (old, new) in differing.items()]
+        if differing and not allow_changes:
+            raise DataError(
+                f"the checkpoint's data position does not fit this run: {', '.join(listed)}; "
+                "resume.allow_changes=true goes on all the same"
+            )
+        next_batch = self.next_batch
+        if next_batch is None:
+            samples = int(saved["samples_consumed"]) * self.order.samples
+            samples //= int(saved.get("samples_per_epoch", self.order.samples))
+            next_batch = samples // self.data.global_batch_size
+        self.order = replace(self.order, passed_over=next_batch - step)
+        return listed
 
     def describe(self, step: int, micro_batch: int) -> list[dict[str, Any]]:
         """The samples of a micro-batch of the global batch: number, epoch, shard, and key where it can be read."""

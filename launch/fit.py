@@ -36,7 +36,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
     directory = RunDirectory.of(config)
     directory.check(config)
     past = directory.outcomes()
-    if past and past[-1]["exit_code"] == EXIT_DONE:
+    if past and past[-1]["exit_code"] == EXIT_DONE and not _is_longer(config, directory):
         text = f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}"
         console.print(text, highlight=False, markup=False)
         return EXIT_DONE
@@ -64,8 +64,16 @@ def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[li
     found = found if found.name.strip(".") else found.resolve()
     # JSON's quotes are YAML's: a path or an id may look like a number or hold a colon.
     place = {"runs_dir": str(found.parent), "run_id": found.name}
-    overrides = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())]
+    # What was allowed once was allowed for that once.
+    overrides = ["resume.allow_changes=false", *overrides]
+    overrides += (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())
     return [str(found / "config.yaml"), *files], overrides
+
+
+def _is_longer(config: Config, directory: RunDirectory) -> bool:
+    """Whether a run that is done has further to go by now."""
+    ends = ("trainer.max_steps", "trainer.max_epochs")
+    return any(change.key in ends for change in directory.changes(config))
 
 
 def _attempt(directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:

@@ -9,27 +9,28 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from safetensors import SafetensorError
 
-from configs.problems import DataError
 from configs.run import config_hash
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
 from trainer import zero_files
 from trainer.agreement import Agreement, Votes
-from trainer.checkpoints import CHECKPOINT, WEIGHTS, CheckpointDirectory, CheckpointFile, step_of
+from trainer.checkpoints import CHECKPOINT, FORMAT_VERSION, KEY, WEIGHTS, CheckpointDirectory, CheckpointFile, step_of
 from trainer.consolidation import save_weights
 from trainer.host_copy import HostCopy
 from trainer.logs import logger
 from trainer.metrics import log_row
 from trainer.module import EfficientNetModule
+from trainer.network import build_network
+from trainer.optimization import build_optimizer, build_scheduler
 from trainer.remote_checkpoints import RemoteCheckpoints
+from trainer.resuming import START_ANEW, Start
 from trainer.retention import Retention
 from trainer.saver import ATTEMPTS, Result, Saver, reason
 from trainer.signals import StopFlag
+from trainer.strategies import ZeroStrategy
 from trainer.tracking import SafeWandbLogger
 from trainer.triggers import STOP, Triggers
 
-FORMAT_VERSION = 1
-KEY = "effnet"
 FAILURES = "checkpoint/failures"
 """Metric: saves that have failed in a row."""
 LONGEST_PAUSE_S = 600.0
@@ -59,14 +60,14 @@ class Checkpointing(Callback):
         flag: StopFlag,
         *,
         facts: dict[str, Any],
-        resumed: Path | None = None,
+        start: Start = START_ANEW,
     ) -> None:
         """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id."""
         self._config = config
         self._directory = directory
         self._flag = flag
         self._facts = facts
-        self._resumed = resumed
+        self._start = start
         self._agreement: Agreement | None = None
         self._saver: Saver | None = None
         minutes = config.checkpoint.every_n_minutes
@@ -87,12 +88,16 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             remote = RemoteCheckpoints.of(self._config, self._directory.path.parent.name)
             self._saver = Saver(self._directory, Retention.of(self._config), remote)
-            if self._resumed is not None and self._resumed.resolve().parent == self._directory.path.resolve():
-                self._saver.upload(step_of(self._resumed), self._resumed)
+            resumed = self._start.checkpoint
+            if resumed is not None and resumed.resolve().parent == self._directory.path.resolve():
+                self._saver.upload(step_of(resumed), resumed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate first where the run was stopped between an epoch and its validation."""
         self._triggers.started()
+        dealt_anew = isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.has_dealt_anew
+        if self._start.changed or dealt_anew:
+            _take_settings_over(trainer, self._config)
         if self._validate_first:
             _validate(trainer)  # it belongs to the epoch before the one that begins now
             self._validate_first = False
@@ -157,13 +162,12 @@ class Checkpointing(Callback):
         """Set Lightning's loops to the checkpoint's step.
 
         Raises:
-            DataError: If the checkpoint is of a newer format, or names other data.
+            DataError: If the checkpoint names other data, unless `resume.allow_changes`.
         """
         ours, step = checkpoint[KEY], int(checkpoint["global_step"])
-        if ours["format_version"] > FORMAT_VERSION:
-            raise DataError(f"checkpoint of format {ours['format_version']}; this effnet knows up to {FORMAT_VERSION}")
         datamodule = _datamodule(trainer)
-        datamodule.resume(ours["position"], step)
+        for note in datamodule.resume(ours["position"], step, allow_changes=self._config.resume.allow_changes):
+            logger.warning("resume.allow_changes: %s", note)
         loop, epoch = trainer.fit_loop, datamodule.order.epochs_before(step)
         steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         steps.ready = steps.completed = step
@@ -319,8 +323,9 @@ class Checkpointing(Callback):
             "validated": self._validated,
             "metrics": values if self._validated_step == step else {},
             "wandb_id": self._facts.get("wandb_id"),
-            "resume": self._config.resume,
+            "resume": self._config.resume.checkpoint,
             "rollbacks": self._facts.get("rollbacks", 0),
+            "config": self._config.model_dump(mode="json"),
             "stall_s": round(time.perf_counter() - begun, 4),
         }
 
@@ -358,6 +363,21 @@ def _write_parts(trainer: Trainer, target: Path) -> str | None:
     except (OSError, SafetensorError) as error:
         errors.append(error)
     return reason(errors[0]) if errors else None
+
+
+def _take_settings_over(trainer: Trainer, config: Config) -> None:
+    """Give optimizer and schedule the settings of now, in place of those restored with their state."""
+    # Of a network of its own: under ZeRO 3 the shapes of the present one no longer tell what is decayed.
+    fresh = build_optimizer(build_network(config, restored=True), config.optimizer)
+    order = _datamodule(trainer).order
+    updates_per_epoch = order.samples / config.data.global_batch_size
+    max_epochs = config.trainer.max_epochs
+    as_new = build_scheduler(fresh, config.scheduler, max_epochs=max_epochs, updates_per_epoch=updates_per_epoch)
+    for group, settings in zip(trainer.optimizers[0].param_groups, fresh.param_groups, strict=True):
+        group.update({key: value for key, value in settings.items() if key != "params"})
+    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+    schedule.load_state_dict(as_new.state_dict())
+    schedule.step_update(num_updates=trainer.global_step + order.passed_over)
 
 
 def _validate(trainer: Trainer) -> None:

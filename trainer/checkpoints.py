@@ -11,7 +11,9 @@ import os
 import pickle
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ from trainer.retention import Kept, Retention
 CHECKPOINT, MANIFEST, LATEST = "checkpoint.ckpt", "manifest.json", "LATEST"
 WEIGHTS = "weights.safetensors"
 """Beside a checkpoint in shards (ZeRO), its weights as a whole."""
+FORMAT_VERSION = 2
+"""Of checkpoints and manifests. 1, which is still read, has no configuration in its manifest, and less in its data
+position."""
+KEY = "effnet"
+"""What is in a checkpoint beyond Lightning's."""
+QUARANTINE, SUPERSEDED = "quarantine", "superseded"
+"""Folders beside checkpoints, where nothing is chosen or removed: for those that do not verify, and for those that are
+later than a step to which a user went back."""
+REASON = "reason.txt"
+"""In each of these: why it is there."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -50,7 +62,7 @@ class CheckpointFile(TorchCheckpointIO):
         Raises:
             DataError: If the file holds anything else, such as code.
         """
-        return _load(Path(path))
+        return load_content(Path(path))
 
 
 @dataclass(frozen=True)
@@ -118,14 +130,22 @@ class CheckpointDirectory:
         """The newest checkpoint that verifies; what is passed over is logged with the reason."""
         return next(self.verified(), None)
 
-    def verified(self) -> Iterator[Path]:
-        """Checkpoints that verify, the newest first; what is passed over is logged with the reason."""
+    def verified(self, *, quarantine: bool = False) -> Iterator[Path]:
+        """Checkpoints that verify, the newest first; what is passed over is logged with the reason.
+
+        Args:
+            quarantine: Move what is damaged out of the way. What only cannot be read now may be whole tomorrow.
+        """
         for path in self._finished():
             fault = verify(path)
             if fault is None:
                 yield path
-            else:
-                logger.warning("checkpoint %s is passed over: %s", path, fault)
+                continue
+            moved = (
+                self._put_away(path, QUARANTINE, fault) if quarantine and not isinstance(fault, Unreadable) else None
+            )
+            suffix = f"; it is in {moved} now" if moved is not None else ""
+            logger.warning("checkpoint %s is passed over: %s%s", path, fault, suffix)
 
     def chosen(self, checkpoint: Path | None) -> Path:
         """The checkpoint that a user named, or the newest.
@@ -152,18 +172,60 @@ class CheckpointDirectory:
                 finished[step].rename(removed)
         self.sweep()
 
+    def supersede(self, after: int) -> None:
+        """Move the checkpoints of later steps out of the way: they would pass for the newest."""
+        for path in self._finished():
+            if step_of(path) > after:
+                moved = self._put_away(path, SUPERSEDED, f"the run went back to step {after}")
+                logger.info("checkpoint %s is in %s now: the run goes back to step %d", path, moved, after)
+
+    def _put_away(self, path: Path, name: str, why: str) -> Path | None:
+        """Move a checkpoint to a folder beside it, with the reason; returns where it is, or None if it must stay."""
+        folder = self.path / name
+        target, number = folder / path.name, 0
+        try:
+            folder.mkdir(exist_ok=True)
+            while target.exists():
+                number += 1
+                target = folder / f"{path.name}-{number}"
+            path.rename(target)
+        except OSError as error:
+            logger.warning("checkpoint %s cannot be moved to %s: %s", path, folder, error)
+            return None
+        with suppress(OSError):
+            (target / REASON).write_text(f"{why}\nmoved {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n", encoding="utf-8")
+        return target
+
     def _finished(self) -> list[Path]:
         """Checkpoints that have their name, the newest first."""
         return sorted(filter(_finished_name, self.path.glob("step-*")), key=step_of, reverse=True)
 
 
+class Unreadable(str):
+    """What is wrong with a checkpoint that may be whole: it cannot be read now."""
+
+    __slots__ = ()
+
+
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
+    try:
+        return _fault(path)
+    except OSError as error:
+        return Unreadable(f"it cannot be read ({error})")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint directory.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = {name: (expected["bytes"], expected["sha256"]) for name, expected in manifest["files"].items()}
         step = int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no readable manifest ({error})"
     if not files:
         return "its manifest names no files"
@@ -171,15 +233,13 @@ def verify(path: Path) -> str | None:
         return f"its manifest is of step {step}"
     for name, (size, checksum) in files.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
         try:
-            found = _sha256(file)
-        except OSError as error:
-            return f"{name} cannot be read ({error})"
-        if found != checksum:
+            present = file.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{name} is missing"
+        if present != size:
+            return f"{name} has {present} bytes instead of {size}"
+        if _sha256(file) != checksum:
             return f"{name} has another checksum than its manifest"
     return None
 
@@ -221,7 +281,7 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     read_manifest(path)
     if (path / WEIGHTS).exists():
         return load_saved_weights(path / WEIGHTS)
-    checkpoint = _load(path / CHECKPOINT)
+    checkpoint = load_content(path / CHECKPOINT)
     prefix = "network."
     weights = {
         "raw": {key.removeprefix(prefix): v for key, v in checkpoint["state_dict"].items() if key.startswith(prefix)}
@@ -232,7 +292,12 @@ def load_weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     return weights
 
 
-def _load(file: Path) -> dict[str, Any]:
+def load_content(file: Path) -> dict[str, Any]:
+    """Tensors and plain values of a ``checkpoint.ckpt``, on the CPU.
+
+    Raises:
+        DataError: If the file holds anything else, such as code.
+    """
     try:
         checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from trainer.elastic_zero import OPTIMIZER, save_optimizer
 
 RAW, EMA = "raw.", "ema."
 
@@ -24,7 +27,12 @@ def gather_weights(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_weights(trainer: Trainer, network: nn.Module, average: nn.Module | None, file: Path) -> None:
-    """Write ``network``, and its average where there is one, to a safetensors file. Collective."""
+    """Write ``network``, and its average where there is one, to a safetensors file, and the optimizer's beside it.
+
+    Collective.
+    """
+    assert isinstance(trainer.strategy, DeepSpeedStrategy)
+    save_optimizer(trainer.strategy, network, file.with_name(OPTIMIZER))
     tensors = {RAW + name: tensor for name, tensor in gather_weights(network).items()}
     if average is not None:
         tensors |= {EMA + name: tensor.detach().cpu().contiguous() for name, tensor in average.state_dict().items()}

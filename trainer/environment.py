@@ -42,7 +42,9 @@ def git_state(root: Path = Path(__file__).parent.parent) -> tuple[str | None, st
     return commit.strip() if commit else None, git("diff", "HEAD") or ""
 
 
-def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> str | None:
+def record_environment(
+    run: RunDirectory, *, attempt: int, world_size: int, resumed_from: Path | None = None
+) -> str | None:
     """Add this attempt to ``environment.json`` and keep uncommitted changes beside it; returns the git commit."""
     commit, diff = git_state()
     if diff:
@@ -59,6 +61,7 @@ def record_environment(run: RunDirectory, *, attempt: int, world_size: int) -> s
         "cpus": os.cpu_count(),
         "world_size": world_size,
         "command": sys.orig_argv,
+        "resumed_from": str(resumed_from) if resumed_from is not None else None,
     }
     file = run.environment_file
     entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []

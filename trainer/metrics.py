@@ -21,9 +21,9 @@ def log_row(trainer: Trainer, values: dict[str, float]) -> None:
     ``samples_seen`` samples of all devices; ``attempt`` starts of the run.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    order, size = datamodule.order, datamodule.data.global_batch_size
-    samples_seen, passed = trainer.global_step * size, (trainer.global_step + order.passed_over) * size
-    axes = {"samples_seen": samples_seen, "epoch": passed / order.samples}
+    order, step = datamodule.order, trainer.global_step
+    passed = (step + order.passed_over) * datamodule.data.global_batch_size
+    axes = {"samples_seen": datamodule.samples_seen(step), "epoch": passed / order.samples}
     for callback in _training_metrics(trainer):
         axes["attempt"] = callback.attempt
     for logger in trainer.loggers:
@@ -87,7 +87,7 @@ class TrainingMetrics(Callback):
         self._last_step, self._last_time = step, time.monotonic()
 
     def _count_bad(self, trainer: Trainer, substituted: int, samples: float) -> None:
-        """Stop when more samples of this attempt could not be read than ``data.max_bad_fraction`` allows."""
+        """Stop when more samples of the run could not be read than ``data.max_bad_fraction`` allows."""
         self._bad += substituted
         self._seen += samples
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -97,6 +97,14 @@ class TrainingMetrics(Callback):
                 f"{self._bad} images could not be read, data.max_bad_fraction = {self._config.data.max_bad_fraction} "
                 f"allows {allowed:.1f}: the ranks' logs name them"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many samples could not be read, of how many."""
+        return {"bad": self._bad, "seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._bad, self._seen = state_dict["bad"], state_dict["seen"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the sums of a row that is not due yet, of every rank."""

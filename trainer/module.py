@@ -200,8 +200,9 @@ class EfficientNetModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
-        """Timm's schedules are functions of the number of steps."""
-        scheduler.step_update(num_updates=self.trainer.global_step)
+        """Timm's schedules are functions of the number of steps; those for batches that were passed over count too."""
+        order = self.trainer.datamodule.order  # type: ignore[attr-defined]
+        scheduler.step_update(num_updates=self.trainer.global_step + order.passed_over)
 
     def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.network

@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from configs import schema
 from configs.problems import ConfigError, DataError, Problem, shown
+from configs.run import RunDirectory
 from configs.schema import Config
+from trainer.checkpoints import CheckpointDirectory, load_weights
 from trainer.logs import logger
 
 CLASSIFIER = "classifier."
@@ -146,13 +148,19 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file or a pickle, whose code is not run.
+    """Tensors by name from a safetensors file or a pickle, whose code is not run, or from a run or a checkpoint.
 
     Raises:
-        DataError: If the file is missing or holds anything else.
+        DataError: If the file is missing or holds anything else, or no checkpoint verifies.
     """
+    if path.is_dir():
+        run = RunDirectory(path)
+        found = CheckpointDirectory(run.checkpoints).chosen(None) if run.checkpoints.is_dir() else path
+        kinds = load_weights(found)
+        logger.info("model.checkpoint_path: %s weights of %s", "averaged" if "ema" in kinds else "raw", found)
+        return kinds.get("ema", kinds["raw"])
     if not path.is_file():
-        raise DataError(f"model.checkpoint_path {path} is not a file")
+        raise DataError(f"model.checkpoint_path {path} is neither a file nor a folder")
     try:
         state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=True, weights_only=True)
     # What timm, torch and safetensors raise for a file that is damaged, or is no file of weights.

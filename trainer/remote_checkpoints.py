@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from configs.changes import changes, refusals
 from configs.problems import ConfigError, Problem, UnreachableError
 from configs.run import RunDirectory, config_hash, write_atomically
 from configs.schema import Config
-from trainer.checkpoints import MANIFEST, CheckpointDirectory, metric_of, step_name, step_of, verify
+from trainer.checkpoints import MANIFEST, SUPERSEDED, CheckpointDirectory, metric_of, step_name, step_of, verify
 from trainer.logs import logger
 from trainer.retention import Kept, Retention
 
@@ -167,10 +168,15 @@ class RemoteCheckpoints:
         return self._metrics[step]
 
 
-def fetch_newest(config: Config, run: RunDirectory) -> None:
+def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) -> None:
     """Bring a run's newest remote checkpoint here, if it is newer than all that verify here.
 
     For rank 0, before a checkpoint is picked; the others must wait for it. What is damaged there is passed over.
+
+    Args:
+        config: Of the attempt.
+        run: Where to.
+        is_first: Whether this is the run's first attempt here: what is there, then, is not its own.
 
     Raises:
         ConfigError: If the folder cannot be written, holds another experiment, or is not empty with ``resume=never``.
@@ -181,16 +187,18 @@ def fetch_newest(config: Config, run: RunDirectory) -> None:
         return
     _asked(remote, remote.check)
     steps = _asked(remote, remote.steps)
-    if steps and config.resume == "never":
+    if steps and is_first and config.resume.checkpoint == "never":
         accepted = f"auto, or another run_id: {remote.named(steps[0])} exists"
-        raise ConfigError([Problem(key="resume", received="never", accepted=accepted)])
+        raise ConfigError([Problem(key="resume.checkpoint", received="never", accepted=accepted)])
     directory = CheckpointDirectory(run.checkpoints)
     here = directory.newest()
     for step in steps:
         if here is not None and step <= step_of(here):
             return
+        if (run.checkpoints / SUPERSEDED / step_name(step)).exists():
+            continue
         manifest = _asked(remote, partial(remote.manifest, step)) or {}
-        if manifest.get("config_hash", config_hash(config)) != config_hash(config):
+        if not _goes_on(manifest, config, run):
             accepted = f"another folder, or another run_id: {remote.named(step)} is of another experiment"
             raise ConfigError([Problem(key="checkpoint.remote_dir", received=remote.url, accepted=accepted)])
         if _asked(remote, partial(remote.download, step, directory)) is not None:
@@ -198,6 +206,14 @@ def fetch_newest(config: Config, run: RunDirectory) -> None:
                 _adopt_wandb_id(run, manifest)
             logger.info("fetched %s", remote.named(step))
             return
+
+
+def _goes_on(manifest: dict[str, Any], config: Config, run: RunDirectory) -> bool:
+    """Whether a run may go on from a checkpoint, by its manifest."""
+    saved = manifest.get("config")
+    if not isinstance(saved, dict):  # of format 1
+        return bool(manifest.get("config_hash", config_hash(config)) == config_hash(config))
+    return not refusals(changes(saved, config), run_id=run.run_id, allow=config.resume.allow_changes)
 
 
 def _adopt_wandb_id(run: RunDirectory, manifest: dict[str, Any]) -> None:

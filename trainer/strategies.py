@@ -2,21 +2,52 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from torch import nn
 
+from configs.run import read_json
 from configs.schema import Config
+from trainer.checkpoints import MANIFEST, WEIGHTS, load_content
+from trainer.consolidation import load_saved_weights
+from trainer.elastic_zero import OPTIMIZER, STATE, restore
 from trainer.processes import Processes
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """Lightning's, which divides a micro-batch's loss by the accumulation; DeepSpeed would do that a second time."""
+    """Lightning's, with checkpoints that any number of processes loads.
+
+    Attributes:
+        has_dealt_anew: Whether the checkpoint loaded was of another number of processes.
+    """
+
+    has_dealt_anew = False
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Without DeepSpeed's own division."""
+        """Lightning has divided by the accumulation; DeepSpeed would do that a second time."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """DeepSpeed's parts, and beside them what is neither weights nor optimizer."""
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        if self.is_global_zero:
+            state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+            torch.save(state, Path(filepath).with_name(STATE))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """DeepSpeed's parts where there is one for each process, else what was saved as a whole."""
+        folder = Path(checkpoint_path).parent
+        if read_json(folder / MANIFEST)["world_size"] == self.world_size:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        self.has_dealt_anew = True
+        assert self.lightning_module is not None
+        network = self.lightning_module.network
+        assert isinstance(network, nn.Module)
+        restore(self, network, load_saved_weights(folder / WEIGHTS)["raw"], folder / OPTIMIZER)
+        return load_content(folder / STATE)
 
 
 class CpuDeepSpeedStrategy(ZeroStrategy):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.run import RunDirectory
-from tests.integration.runs import final_state, losses, newest, refused, rows, signal_after, start, train
+from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train
 from trainer.checkpoints import load_weights
 
 Overrides = Callable[..., list[str]]
@@ -69,13 +69,10 @@ def test_deepspeed_trains_like_ddp(
         for name, tensor in weights.items():
             torch.testing.assert_close(tensor, theirs[kind][name], atol=1e-3, rtol=1e-3, msg=f"{kind} {name}")
 
-    # Stopped and resumed, it ends the same; on another number of processes, its parts do not fit.
+    # Stopped and resumed, it ends the same.
     stopped = RunDirectory(tmp_path / "stopped")
     output = signal_after(process := start(overrides, runs_dir=tmp_path, run_id="stopped"), stopped, step=6)
     assert process.returncode == 85, output
-    output = refused(process=start([*overrides, "trainer.devices=1"], runs_dir=tmp_path, run_id="stopped"))
-    assert "trainer.devices" in output
-    assert "ZeRO" in output
     train(overrides, runs_dir=tmp_path, run_id="stopped")
     resumed = load_weights(newest(stopped))
     for kind, weights in load_weights(newest(zero)).items():

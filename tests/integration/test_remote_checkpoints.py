@@ -221,7 +221,7 @@ def test_resume_never_refuses_a_run_that_has_begun_elsewhere(
     remote_of(folder).upload(saved(here, 10))
     with pytest.raises(ConfigError, match="step-000000010 exists") as caught:
         fetch_newest(settings(checkpoint__remote_dir=folder, resume="never"), RunDirectory(tmp_path / "run"))
-    assert caught.value.problems[0].key == "resume"
+    assert caught.value.problems[0].key == "resume.checkpoint"
 
 
 def test_a_bucket_that_is_not_there_is_a_mistake(server: S3, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+SHARDS = ("data.train_shards=x", "data.val_shards=x")
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     return write(tmp_path / "base.yaml", "seed: 1\nname: base\noptimizer:\n  lr: 0.1\n  kwargs: {alpha: 0.9}\n")
@@ -274,6 +277,28 @@ def test_dotted_keys_in_a_json_file_are_settings(tmp_path: Path) -> None:
     assert resolved.config.optimizer.kwargs == {"eps": 0.001}
     assert resolved.config.data.augmentation.hflip == 0.0
     assert resolved.origins["optimizer.lr"] == "args.json:1"
+
+
+@pytest.mark.parametrize("resume", ["auto", "never", "/a/checkpoint"])
+def test_resume_with_a_plain_value_is_short_for_its_checkpoint(resume: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"resume: {resume}\n")
+    resolved = load_config([str(file)], [*SHARDS, "resume.allow_changes=true"])
+    assert (resolved.config.resume.checkpoint, resolved.config.resume.allow_changes) == (resume, True)
+    assert resolved.origins["resume.checkpoint"] == "a.yaml:1"
+
+    later = load_config([], [*SHARDS, "resume.allow_changes=true", f"resume={resume}"])
+    assert later.config.resume == resolved.config.resume
+    assert later.origins["resume.checkpoint"] == "command line"
+
+
+def test_resuming_another_run_is_starting_from_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    resolved = load_config([], [*SHARDS, f"resume={tmp_path}"])
+
+    assert resolved.config.model.checkpoint_path == str(tmp_path)
+    assert resolved.config.resume.checkpoint == "auto"
+    assert resolved.origins["model.checkpoint_path"] == "command line"
 
 
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:

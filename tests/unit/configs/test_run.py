@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import dump_yaml
 from configs.problems import ConfigError, Problem
 from configs.run import (
     RunDirectory,
@@ -110,7 +111,7 @@ def test_a_run_refuses_another_experiment(override: str, run: RunDirectory) -> N
 
     key, _, value = override.partition("=")
     assert (problem.key, problem.received) == (key, value)
-    assert problem.accepted.endswith("what run mine was started with, or another run_id")
+    assert problem.accepted.endswith("what run mine was started with, or another run_id, or resume.allow_changes=true")
     assert run.config_file.read_bytes() == before
 
 
@@ -131,6 +132,40 @@ def test_a_run_goes_on_with_other_hardware(run: RunDirectory) -> None:
     run.freeze(changed)
 
     assert run.load_config() == changed
+
+
+def test_a_run_whose_shards_were_moved_goes_on(run: RunDirectory) -> None:
+    """Whether they are the same, their index says when it is read."""
+    run.freeze(config_of())
+    (run.checkpoints / "step-000000001").mkdir(parents=True)
+    run.freeze(moved := config_of("data.train_shards=/elsewhere/*.tar"))
+
+    assert run.load_config() == moved
+    assert config_hash(moved) != config_hash(config_of())  # without a run_id, it would be another run
+
+
+def test_a_run_may_change_if_that_is_allowed(run: RunDirectory) -> None:
+    run.freeze(config_of())
+    (run.checkpoints / "step-000000001").mkdir(parents=True)
+    run.freeze(changed := config_of("seed=1", "optimizer.lr=0.5", "resume.allow_changes=true"))
+
+    assert run.load_config() == changed
+
+
+def test_the_newest_checkpoint_says_what_a_run_was_and_not_the_last_attempt(run: RunDirectory) -> None:
+    """An attempt may have been allowed a change, and died before it saved anything."""
+    for attempt, step, seed in ((0, 4, 0), (1, 9, 1)):
+        path = run.checkpoints / f"step-{step:09d}"
+        path.mkdir(parents=True)
+        config = config_of(f"seed={seed}").model_dump(mode="json")
+        (path / "manifest.json").write_text(json.dumps({"step": step, "attempt": attempt, "config": config}))
+    run.create()
+    run.config_file.write_text(dump_yaml(config_of("seed=2")))
+
+    run.check(config_of("seed=1"))
+    for seed in (0, 2):
+        with pytest.raises(ConfigError, match="seed"):
+            run.check(config_of(f"seed={seed}"))
 
 
 def test_a_frozen_config_that_was_damaged_is_a_mistake_with_a_name(run: RunDirectory) -> None:

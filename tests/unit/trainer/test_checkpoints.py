@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.load import load_config
-from configs.problems import ConfigError, DataError
+from configs.problems import DataError
 from configs.run import RunDirectory
 from tests.unit.trainer.runs import as_killed_after, changed, new_run, train, weights
 from trainer.checkpoints import (
@@ -21,8 +21,9 @@ from trainer.checkpoints import (
     read_manifest,
     verify,
 )
-from trainer.fit import find_checkpoint
+from trainer.resuming import find_checkpoint
 from trainer.retention import Retention
+from trainer.rollback import NO_ROLLBACKS
 
 
 @pytest.fixture
@@ -371,24 +372,14 @@ def test_a_run_goes_on_from_the_last_good_checkpoint_and_ends_the_same(
     assert not changed(weights(trained, 17), weights(run, 17))
 
 
-def test_resume_never_refuses_a_run_that_has_a_checkpoint(directory: CheckpointDirectory) -> None:
-    config = load_config([], ["data.train_shards=x", "data.val_shards=x", "resume=never"]).config
-
-    assert find_checkpoint(config, directory) is None
-    save(directory, 3)
-    with pytest.raises(ConfigError, match="step-000000003") as caught:
-        find_checkpoint(config, directory)
-    assert caught.value.problems[0].key == "resume"
-
-
 def test_resume_takes_the_path_of_a_checkpoint_that_verifies(directory: CheckpointDirectory) -> None:
     path, _ = save(directory, 3), save(directory, 4)
     config = load_config([], ["data.train_shards=x", "data.val_shards=x", f"resume={path}"]).config
 
-    assert find_checkpoint(config, directory) == path
+    assert find_checkpoint(config, directory, NO_ROLLBACKS) == path
     _truncate(path)
     with pytest.raises(DataError, match="bytes instead of"):
-        find_checkpoint(config, directory)
+        find_checkpoint(config, directory, NO_ROLLBACKS)
 
 
 def test_a_resumed_run_does_not_need_the_weights_it_started_from(

@@ -346,7 +346,7 @@ def test_weights_for_other_channels_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"model\.checkpoint_path .*absent\.pth is not a file"):
+    with pytest.raises(DataError, match=r"model\.checkpoint_path .*absent\.pth is neither a file nor a folder"):
         loaded(tmp_path / "absent.pth")
 
 

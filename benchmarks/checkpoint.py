@@ -1,0 +1,199 @@
+"""Checkpoints: how long a save holds training up, how soon a run goes on from one, what being ready to stop costs.
+
+All on this machine's CPU, in one run.
+
+- `stall_share_b0`, `stall_share_b7`: what a save takes of training's time when there is one every 1,000 steps: the
+  measured time from a save's beginning until training goes on (weights, RMSprop's two states and the average are copied,
+  the writing goes on beside it), over 1,000 steps of B0 on one A100 at 128 images (2,489 images a second, published by
+  NVIDIA for PyTorch with mixed precision). Steps of B7 take longer: for it, that is the severer measure. On a GPU the copy
+  goes over PCIe into pinned memory in place of from memory to memory.
+- `resume_vs_fresh_start`: time from the start of `effnet fit` to the first step's row of metrics, going on from a
+  checkpoint, over that of a run that begins.
+- `per_step_share`: what a step costs for the agreement of two ranks (gloo) on signals and for the watchdog, over the same
+  B0 step.
+
+    python -m benchmarks.checkpoint [--quick]
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from torch import distributed
+
+from benchmarks.measure import finish, median_ratio, report, take_turns
+from benchmarks.photographs import write_shards
+from configs.rank_records import StepFile
+from configs.run import RunDirectory
+from trainer.agreement import Agreement, Votes
+from trainer.watchdog import Watchdog, WatchdogCallback
+
+STEP_S = 128 / 2489
+"""A training step of B0."""
+STEPS_BETWEEN_SAVES = 1000
+TARGETS = {
+    "stall_share_b0": "under 0.005",
+    "stall_share_b7": "under 0.005",
+    "per_step_share": "under 0.002",
+}
+
+
+def settings(folder: Path, **changes: object) -> list[str]:
+    """A recipe of the paper's on tiny images: what a checkpoint holds does not depend on their size."""
+    wanted = {
+        "data.train_shards": f"{folder}/imagenet1k-train-*.tar",
+        "data.val_shards": f"{folder}/imagenet1k-validation-*.tar",
+        "data.global_batch_size": 2,
+        "data.micro_batch_size": 2,
+        "data.num_lanes": 2,
+        "data.num_workers": 0,
+        "data.image_size": 64,
+        "optimizer.opt": "rmsproptf",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.precision": "32-true",
+        "trainer.max_epochs": 1,
+        "trainer.log_every_n_steps": 1,
+        "tracking.mode": "disabled",
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return [f"{name}={json.dumps(value)}" for name, value in wanted.items()]
+
+
+def fit(run: RunDirectory, overrides: list[str]) -> subprocess.Popen[bytes]:
+    """Start `effnet fit`."""
+    place = [f"runs_dir={json.dumps(str(run.path.parent))}", f"run_id={run.run_id}"]
+    command = [sys.executable, "-m", "launch.cli", "fit", *overrides, *place]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finished(run: RunDirectory, overrides: list[str]) -> RunDirectory:
+    """Train to the end."""
+    status = fit(run, overrides).wait()
+    if status:
+        raise RuntimeError(f"{run.path} ended with {status}: {run.outcomes()}")
+    return run
+
+
+def stall_share(folder: Path, model: str, *, saves: int) -> float:
+    """Of training's time, what saves take; the first, which makes its memory, is left out."""
+    run = RunDirectory(folder / f"stall-{model}")
+    changes = {"checkpoint__every_n_steps": 4, "trainer__max_steps": 4 * (saves + 1), "checkpoint__keep_last": saves + 1}
+    finished(run, settings(folder, model__name=model, **changes))
+    manifests = [json.loads(file.read_text()) for file in sorted(run.checkpoints.glob("step-*/manifest.json"))]
+    shutil.rmtree(run.path)
+    stalls = [manifest["stall_s"] for manifest in manifests[1:]]
+    print(f"{model}: stalls of {', '.join(f'{1000 * stall:.0f}' for stall in stalls)} ms", file=sys.stderr, flush=True)
+    return statistics.median(stalls) / (STEPS_BETWEEN_SAVES * STEP_S)
+
+
+def seconds_to_first_step(run: RunDirectory, overrides: list[str], *, step: int) -> float:
+    """From the process's start until a step's row is in metrics.csv."""
+    begin, process = time.perf_counter(), fit(run, overrides)
+    try:
+        while not run.metrics_file.exists() or f"\n{step}," not in _steps(run.metrics_file):
+            if process.poll() is not None:
+                raise RuntimeError(f"{run.path} ended with {process.returncode}: {run.outcomes()}")
+            time.sleep(0.002)
+        return time.perf_counter() - begin
+    finally:
+        process.wait()
+        shutil.rmtree(run.path)
+
+
+def _steps(metrics: Path) -> str:
+    header, *rows = metrics.read_text().splitlines()
+    column = header.split(",").index("step")
+    return "\n" + "\n".join(f"{row.split(',')[column]}," for row in rows if row.count(",") >= column)
+
+
+def compare_starts(folder: Path, *, rounds: int) -> tuple[dict[str, float], float]:
+    """Medians in seconds, and the median ratio of a resumed start to a fresh one."""
+    overrides = settings(folder, trainer__max_steps=2)
+    saved = finished(RunDirectory(folder / "saved"), settings(folder, trainer__max_steps=1))
+
+    def fresh() -> float:
+        return seconds_to_first_step(RunDirectory(folder / "fresh"), overrides, step=1)
+
+    def resumed() -> float:
+        shutil.copytree(saved.path, folder / "resumed")
+        (folder / "resumed" / "outcome.json").unlink()  # or it would be done
+        return seconds_to_first_step(RunDirectory(folder / "resumed"), overrides, step=2)
+
+    found = take_turns({"fresh start": fresh, "resumed": resumed}, rounds=rounds)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return medians, median_ratio(found["resumed"], found["fresh start"])
+
+
+def seconds_a_step(folder: Path, *, steps: int) -> float:
+    """The median cost of a step's agreement and watchdog, on the slower of two ranks."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=_steps_of_a_rank, args=(rank, port, folder, steps, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found: list[float] = [results.get(timeout=300) for _ in ranks]
+    for process in ranks:
+        process.join()
+    return max(found)
+
+
+def _steps_of_a_rank(rank: int, port: int, folder: Path, steps: int, results: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    agreement = Agreement(world_size=2, timeout=timedelta(seconds=60))
+    watchdog = WatchdogCallback(Watchdog(folder, rank, timeout_s=3600), StepFile(folder, rank))
+    trainer = SimpleNamespace(global_step=0)
+    watchdog.on_fit_start(cast(Any, trainer), cast(Any, None))
+    costs = []
+    for step in range(steps):
+        trainer.global_step = step
+        begin = time.perf_counter()
+        watchdog.on_train_batch_end(cast(Any, trainer), cast(Any, None))
+        agreement.ask(Votes())
+        costs.append(time.perf_counter() - begin)
+        time.sleep(0.005)  # the step itself
+    results.put(statistics.median(costs))
+    distributed.barrier()
+
+
+def main() -> None:
+    """Measure all, print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 7")
+    rounds = 3 if parser.parse_args().quick else 7
+    measure: dict[str, Callable[[], float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder, shards=2, samples=100, different=4)
+        measure["stall_share_b0"] = lambda: stall_share(folder, "tf_efficientnet_b0", saves=rounds)
+        measure["stall_share_b7"] = lambda: stall_share(folder, "tf_efficientnet_b7", saves=rounds)
+        values = {key: measured() for key, measured in measure.items()}
+        medians, values["resume_vs_fresh_start"] = compare_starts(folder, rounds=rounds)
+        step_s = seconds_a_step(folder, steps=200 * rounds)
+        values["per_step_share"] = step_s / STEP_S
+    rows = [(name, f"{value:.4g}", TARGETS.get(name, "")) for name, value in values.items()]
+    rows += [(f"{name}, s to the first step", f"{seconds:.2f}", "") for name, seconds in medians.items()]
+    rows += [("agreement and watchdog, µs a step", f"{1e6 * step_s:.0f}", "")]
+    report(f"Medians of {rounds} rounds on {os.cpu_count()} cores", ("figure", "value", "target"), rows)
+    finish(values)
+
+
+if __name__ == "__main__":
+    main()

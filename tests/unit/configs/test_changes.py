@@ -1,0 +1,111 @@
+"""What may differ between two attempts of a run, and what is said about the rest."""
+
+from typing import Any
+
+import pytest
+
+from configs.changes import changes, refusals
+from tests.unit.configs.loading import config_of
+
+
+def saved(*overrides: str) -> dict[str, Any]:
+    """What a checkpoint keeps of a configuration."""
+    return config_of(*overrides).model_dump(mode="json")
+
+
+def kinds(old: dict[str, Any], *overrides: str) -> dict[str, str]:
+    return {change.key: change.kind for change in changes(old, config_of(*overrides))}
+
+
+def test_the_same_settings_are_no_change() -> None:
+    assert changes(saved("optimizer.kwargs={eps: 1e-3}"), config_of("optimizer.kwargs={eps: 1e-3}")) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.devices=4",
+        "data.num_workers=9",
+        "trainer.max_steps=7",
+        "trainer.check_val_every_n_epoch=2",
+        "data.max_bad_fraction=0.5",
+        "data.train_shards=/elsewhere/x.tar",
+        "data.val_shards=/elsewhere/y.tar",
+        "checkpoint.keep_last=9",
+    ],
+)
+def test_what_leaves_every_step_as_it_was_is_harmless(override: str) -> None:
+    assert kinds(saved(), override) == {override.partition("=")[0]: "harmless"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "data.global_batch_size=512",
+        "data.micro_batch_size=32",
+        "data.num_lanes=4",
+        "data.shuffle_window_shards=2",
+        "optimizer.lr=0.5",
+        "ema.decay=0.5",
+        "loss.label_smoothing=0.0",
+        "trainer.max_epochs=400",
+        "trainer.precision=32-true",
+        "data.augmentation.hflip=0.0",
+    ],
+)
+def test_what_changes_a_step_breaks_exactness(override: str) -> None:
+    assert kinds(saved(), override) == {override.partition("=")[0]: "inexact"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.name=efficientnet_b1",
+        "model.compound_phi=1.0",
+        "model.in_chans=1",
+        "model.checkpoint_path=x.pth",
+        "data.num_classes=10",
+        "optimizer.opt=sgd",
+    ],
+)
+def test_what_tensors_have_the_shape_of_cannot_change(override: str) -> None:
+    assert kinds(saved(), override) == {override.partition("=")[0]: "impossible"}
+
+
+def test_one_process_and_several_are_the_same_strategy_and_deepspeed_is_another() -> None:
+    assert kinds(
+        saved("trainer.strategy=single", "trainer.devices=1"), "trainer.strategy=ddp", "trainer.devices=2"
+    ) == {"trainer.devices": "harmless"}
+    zero = ("trainer.strategy=deepspeed", "deepspeed.zero_stage=1", "ema.enabled=false")
+    assert kinds(saved("ema.enabled=false"), *zero) == {
+        "trainer.strategy": "impossible",
+        "deepspeed.zero_stage": "impossible",
+    }
+
+
+def test_how_a_run_is_named_and_resumed_is_not_spoken_of() -> None:
+    assert kinds(saved("resume=never", "run_id=a", "name=b"), "runs_dir=/r", "resume.allow_changes=true") == {}
+
+
+def test_a_setting_that_an_older_effnet_did_not_have_was_as_its_default_is() -> None:
+    old = saved()
+    del old["data"]["max_bad_fraction"], old["ema"], old["optimizer"]["momentum"]
+    old["of_the_past"] = 3
+
+    assert kinds(old) == {}
+    assert kinds(old, "ema.decay=0.5") == {"ema.decay": "inexact"}
+
+
+def test_refusals_name_every_setting_with_what_it_was_and_what_would_allow_it() -> None:
+    found = changes(saved(), config_of("seed=3", "trainer.devices=4", "optimizer.opt=sgd", "optimizer.lr=0.5"))
+
+    refused = refusals(found, run_id="mine", allow=False)
+    assert [(problem.key, problem.received) for problem in refused] == [
+        ("seed", "3"),
+        ("optimizer.opt", '"sgd"'),
+        ("optimizer.lr", "0.5"),
+    ]
+    assert refused[0].accepted == "0: what run mine was started with, or another run_id, or resume.allow_changes=true"
+    assert "allow_changes" not in refused[1].accepted
+    assert [problem.key for problem in refusals(found, run_id="mine", allow=True)] == ["optimizer.opt"]

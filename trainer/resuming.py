@@ -1,0 +1,151 @@
+"""Where an attempt begins: rank 0 picks a checkpoint, and all ranks go on from that one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.changes import Change, changes, refusals
+from configs.problems import ConfigError, DataError, Problem
+from configs.run import RunDirectory
+from configs.schema import Config
+from trainer.checkpoints import CHECKPOINT, FORMAT_VERSION, KEY, CheckpointDirectory, load_content, read_manifest
+from trainer.elastic_zero import OPTIMIZER
+from trainer.logs import logger
+from trainer.processes import Processes
+from trainer.remote_checkpoints import fetch_newest
+from trainer.rendezvous import on_first_rank
+from trainer.rollback import Rollbacks
+
+
+class Start(NamedTuple):
+    """Where an attempt begins.
+
+    Attributes:
+        checkpoint: Its directory; None begins anew.
+        step: Optimizer steps done.
+        validated: Whether the validation that belongs to that step is done.
+        changed: Whether settings are others than those that the checkpoint was saved with, and the run no longer
+            what it was.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+    validated: bool = True
+    changed: bool = False
+
+
+START_ANEW = Start()
+
+
+def choose(
+    config: Config, run: RunDirectory, rollbacks: Rollbacks, processes: Processes, *, attempt: int, console: Console
+) -> Start:
+    """Have rank 0 fetch what a remote folder has newer, put away what is damaged, and pick; the others wait.
+
+    Settings that have changed since are printed, old beside new.
+
+    Raises:
+        ConfigError: If the configuration or the number of processes does not fit what is there.
+        DataError: If the checkpoint that was named does not verify; on the other ranks, whatever rank 0 found.
+        UnreachableError: If a remote folder does not answer.
+    """
+
+    def pick() -> dict[str, Any] | None:
+        if config.checkpoint.remote_dir is not None:
+            fetch_newest(config, run, is_first=attempt == 0)
+        checkpoints = CheckpointDirectory(run.checkpoints)
+        path = find_checkpoint(config, checkpoints, rollbacks)
+        rollbacks.discard(checkpoints, chosen=path)
+        if path is None:
+            return None
+        manifest = read_manifest(path)
+        changed = _changes_since(path, manifest, config, run)
+        _check_parts(config, path, saved=manifest["world_size"], present=processes.world_size)
+        _show(changed, path, console)
+        return {
+            "checkpoint": str(path),
+            "step": int(manifest["step"]),
+            "validated": bool(manifest.get("validated", True)),
+            "changed": any(change.kind != "harmless" for change in changed),
+        }
+
+    found = on_first_rank(processes, pick)
+    return START_ANEW if found is None else Start(**{**found, "checkpoint": Path(found["checkpoint"])})
+
+
+def find_checkpoint(config: Config, checkpoints: CheckpointDirectory, rollbacks: Rollbacks) -> Path | None:
+    """The checkpoint to go on from, by ``resume``.
+
+    The newest that are damaged go to quarantine; those later than one that is named go aside.
+
+    Raises:
+        DataError: If the one that is named does not verify.
+    """
+    wanted = config.resume.checkpoint
+
+    def admitted(*, quarantine: bool) -> Iterator[Path]:
+        return (path for path in checkpoints.verified(quarantine=quarantine) if rollbacks.admit(path, checkpoints))
+
+    # Where there was a checkpoint, the launcher has refused `never`: those that are there now were saved since.
+    if wanted in ("auto", "never"):
+        return next(admitted(quarantine=True), None)
+    # Attempts that began there have gone on.
+    for path in admitted(quarantine=False):
+        if read_manifest(path).get("resume") == wanted:
+            return path
+    path = Path(wanted)
+    checkpoints.supersede(int(read_manifest(path)["step"]))
+    return path
+
+
+def _changes_since(path: Path, manifest: dict[str, Any], config: Config, run: RunDirectory) -> list[Change]:
+    """Settings that are others than a checkpoint was saved with.
+
+    Raises:
+        ConfigError: If one of them may not be.
+        DataError: If the checkpoint is of a newer format.
+    """
+    version = manifest.get("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise DataError(f"checkpoint {path} is of format {version}; this effnet knows up to {FORMAT_VERSION}")
+    saved = manifest.get("config")
+    if saved is None and (path / CHECKPOINT).is_file():  # format 1 has it in its content alone
+        saved = load_content(path / CHECKPOINT)[KEY]["config"]
+    found = changes(saved, config) if saved is not None else []
+    problems = refusals(found, run_id=run.run_id, allow=config.resume.allow_changes)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _show(changed: list[Change], path: Path, console: Console) -> None:
+    if not changed:
+        return
+    table = Table(title=f"changed since {path.name}", title_justify="left", box=None, pad_edge=False)
+    for name in ("setting", "was", "is"):
+        table.add_column(name, overflow="fold")
+    for change in changed:
+        logger.debug("changed since %s: %s was %s, is %s", path.name, change.key, change.old, change.new)
+        table.add_row(change.key, change.old, change.new, style=None if change.kind == "harmless" else "yellow")
+    console.print(table, markup=False)
+    if any(change.kind != "harmless" for change in changed):
+        logger.warning("resume.allow_changes: from here on the run is another than one that was never interrupted")
+
+
+def _check_parts(config: Config, path: Path, *, saved: int, present: int) -> None:
+    """A ZeRO checkpoint is for DeepSpeed alone, and one of format 1 for as many processes as have saved it.
+
+    Raises:
+        ConfigError: If it does not fit.
+    """
+    in_parts = (path / CHECKPOINT).is_dir()
+    anew = f"its weights alone begin another run: run_id=NEW model.checkpoint_path={path}"
+    if in_parts != (config.trainer.strategy == "deepspeed"):
+        accepted = f"{'deepspeed' if in_parts else 'another'}: that is what {path} was saved under; {anew}"
+        raise ConfigError([Problem(key="trainer.strategy", received=config.trainer.strategy, accepted=accepted)])
+    if in_parts and saved != present and not (path / OPTIMIZER).exists():
+        accepted = f"{saved} processes in all: {path} is of ZeRO, in a part for each; {anew}"
+        raise ConfigError([Problem(key="trainer.devices", received=f"{present} processes", accepted=accepted)])
