@@ -14,7 +14,7 @@ import torch
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.storage import remote
+from datamodules.storage import failures, filesystems
 from datamodules.streaming.loaders import Batch
 from tests.conftest import NUM_CLASSES
 from tests.integration.runs import losses, train
@@ -28,7 +28,7 @@ Build = Callable[..., ImageNetDataModule]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -270,12 +270,12 @@ def test_a_bucket_or_shard_that_is_not_there_is_a_data_error(build: Build, s3: s
 
 def test_an_s3_server_that_is_away_is_unreachable(build: Build, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    remote._filesystem_of.cache_clear()
+    filesystems._filesystem_of.cache_clear()
     try:
         with pytest.raises(UnreachableError, match="1 attempt failed, the last with"):
             build(s3, train="toy-train-{00000..00004}.tar", download_attempts=1)
     finally:
-        remote._filesystem_of.cache_clear()
+        filesystems._filesystem_of.cache_clear()
 
 
 def test_the_index_command_indexes_remote_shards(s3: str, tmp_path: Path) -> None:

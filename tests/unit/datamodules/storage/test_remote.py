@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from configs.problems import DataError, UnreachableError
-from datamodules.storage import remote
+from datamodules.storage import failures, filesystems, remote, stats
 from datamodules.storage.locations import Url, parse_url
-from datamodules.storage.remote import Remote, Stat
+from datamodules.storage.remote import Remote
+from datamodules.storage.stats import Stat
 from tests.web import FaultyServer
 
 CONTENTS = os.urandom(300_000)
@@ -30,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
 
 
 def download(server: FaultyServer, tmp_path: Path, *, attempts: int = 4, timeout_s: float = 5.0) -> bytes:
@@ -154,7 +155,7 @@ def test_a_full_disk_is_no_servers_fault(server: FaultyServer, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote, "_transfer", full)
+    monkeypatch.setattr(remote, "transfer", full)
     with pytest.raises(OSError, match="No space left"):
         download(server, tmp_path)
 
@@ -195,8 +196,8 @@ def test_a_missing_extra_is_named(protocol: str, extra: str, monkeypatch: pytest
     def absent(*_: object, **__: object) -> None:
         raise ImportError
 
-    monkeypatch.setattr(remote.fsspec, "filesystem", absent)
-    remote._filesystem_of.cache_clear()
+    monkeypatch.setattr(filesystems.fsspec, "filesystem", absent)
+    filesystems._filesystem_of.cache_clear()
     with pytest.raises(DataError, match=rf"{protocol}:// cannot be read here: pip install 'effnet\[{extra}\]'"):
         Remote().stat(Url(f"{protocol}://bucket/a.tar"))
 
@@ -204,7 +205,7 @@ def test_a_missing_extra_is_named(protocol: str, extra: str, monkeypatch: pytest
 def test_tags_are_those_of_any_server() -> None:
     url = Url("s3://bucket/a.tar")
     for info in ({"ETag": '"abc"'}, {"etag": "abc"}, {"ETag": 'W/"abc"'}, {"md5Hash": "abc"}, {"Last-Modified": "abc"}):
-        assert remote._stat(url, {"size": 3, **info}) == Stat(3, "abc")
-    assert remote._stat(url, {"size": 3}) == Stat(3, "")
+        assert stats.stat_of(url, {"size": 3, **info}) == Stat(3, "abc")
+    assert stats.stat_of(url, {"size": 3}) == Stat(3, "")
     with pytest.raises(DataError, match="does not say how large"):
-        remote._stat(url, {"size": None})
+        stats.stat_of(url, {"size": None})
