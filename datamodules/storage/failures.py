@@ -12,7 +12,7 @@ from datamodules.storage.locations import Url
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-RANDOM = random.SystemRandom()
+_RANDOM = random.SystemRandom()
 """Not Python's global generator: downloads go on while other threads draw augmentations from it, by seed."""
 _PASSING_STATUS = (408, 425, 429)
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
@@ -44,7 +44,7 @@ def retrying(url: Url, attempt: Callable[[], Result], *, attempts: int) -> Resul
             if number == attempts:
                 tried = f"{number} attempts" if number > 1 else "1 attempt"
                 raise UnreachableError(f"{url}: {tried} failed, the last with {reason}") from error
-            wait_s = pause_s * RANDOM.uniform(0.5, 1.0)  # so that not all nodes come again at the same moment
+            wait_s = pause_s * _RANDOM.uniform(0.5, 1.0)  # so that not all nodes come again at the same moment
             logger.warning("%s: attempt %d of %d: %s; again in %.1f s", url, number, attempts, reason, wait_s)
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -55,7 +55,16 @@ def _is_lasting(error: Exception) -> bool:
     """Whether the same request will fail again: what is asked for is not there, not allowed, or no request."""
     if type(error).__name__ in _NO_CREDENTIALS:
         return True
-    status = getattr(error, "status", getattr(error, "code", None))
-    if isinstance(status, int):
+    status = _status(error)
+    if status is not None:
         return 400 <= status < 500 and status not in _PASSING_STATUS
     return isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError))
+
+
+def _status(error: Exception) -> int | None:
+    """The status of HTTP that the clients of servers keep, each in its own way: aiohttp, gcsfs, huggingface_hub."""
+    answer = getattr(error, "response", None)
+    found = [getattr(error, "status", None), getattr(error, "code", None), getattr(answer, "status_code", None)]
+    if str(error).startswith("Forbidden: "):  # gcsfs's OSError
+        return 403
+    return next((status for status in found if isinstance(status, int)), None)

@@ -10,7 +10,6 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from configs.problems import DataError
-from datamodules.storage.failures import RANDOM
 from datamodules.storage.locations import EXTRAS, Url
 
 Result = TypeVar("Result")
@@ -28,26 +27,53 @@ def filesystem(protocol: str, timeout_s: float) -> Any:
 @functools.lru_cache(maxsize=8)
 def _filesystem_of(protocol: str, timeout_s: float, process: int) -> Any:
     """A filesystem of this process alone: the event loop behind it does not outlive a fork."""
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if protocol in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
-    elif protocol == "s3":
-        # botocore's own attempts draw from the global generator; s3fs makes some more of its own.
-        attempts = {"total_max_attempts": 1}
-        options["config_kwargs"] = {"retries": attempts, "connect_timeout": timeout_s, "read_timeout": timeout_s}
     try:
-        if protocol == "gs":
-            import gcsfs.retry
-
-            gcsfs.retry.random = RANDOM  # its pauses, too
-        return fsspec.filesystem(protocol, **options)
+        return _MAKERS[protocol](timeout_s, {"skip_instance_cache": True, "use_listings_cache": False})
     except ImportError as error:
         extra = EXTRAS[protocol]
         needed = f"pip install 'effnet[{extra}]'" if extra else str(error)
         raise DataError(f"{protocol}:// cannot be read here: {needed}") from error
+
+
+def _http(timeout_s: float, options: dict[str, Any]) -> Any:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True}, **options)
+
+
+def _s3(timeout_s: float, options: dict[str, Any]) -> Any:
+    # botocore's own attempts draw from the global generator, and s3fs's say nothing: ours are enough.
+    limits = {"retries": {"total_max_attempts": 1}, "connect_timeout": timeout_s, "read_timeout": timeout_s}
+    made = fsspec.filesystem("s3", config_kwargs=limits, **options)
+    made.retries = 1
+    return made
+
+
+def _gs(timeout_s: float, options: dict[str, Any]) -> Any:
+    import aiohttp
+    from gcsfs import core
+
+    class Files(core.GCSFileSystem):  # type: ignore[misc]
+        """By the JSON API alone: gcsfs's newest asks for a bucket's kind by gRPC, which does not outlive a fork.
+
+        Its attempts draw from the global generator and say nothing: ours are enough.
+        """
+
+        _request = core.GCSFileSystem._request.__wrapped__
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+    return Files(requests_timeout=timeout, session_kwargs={"trust_env": True}, **options)
+
+
+def _hf(timeout_s: float, options: dict[str, Any]) -> Any:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()  # one for each shard, in every rank's log
+    return fsspec.filesystem("hf", **options)
+
+
+_MAKERS = {"http": _http, "https": _http, "s3": _s3, "gs": _gs, "hf": _hf}
 
 
 def run(filesystem: Any, work: Coroutine[Any, Any, Result]) -> Result:
@@ -63,6 +89,10 @@ def place(url: Url, timeout_s: float) -> str:
 
 def call(url: Url, method: str, *, timeout_s: float, **named: Any) -> Any:
     """A method of a URL's filesystem, for it. Bounded in time where that can be: others bound their requests alone."""
+    if url.protocol == "hf" and method in ("info", "ls"):
+        named["refresh"] = True  # it keeps what it has listed, whatever it is told
+        if method == "info":
+            named["expand_info"] = True  # or what is fresh has no checksum
     access = filesystem(url.protocol, timeout_s)
     if not isinstance(access, AsyncFileSystem):
         return getattr(access, method)(place(url, timeout_s), **named)

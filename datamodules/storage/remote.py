@@ -13,8 +13,8 @@ from configs.problems import DataError
 from datamodules.storage.failures import retrying
 from datamodules.storage.filesystems import call, place
 from datamodules.storage.locations import Url
-from datamodules.storage.stats import Stat, describe, stat_of, verify
-from datamodules.storage.transfer import transfer
+from datamodules.storage.stats import Stat, describe, stat_of
+from datamodules.storage.transfer import Transfer
 
 _AT_ONCE = 16
 Result = TypeVar("Result")
@@ -77,22 +77,14 @@ class Remote:
     def download(self, url: Url, file: Path, expected: Stat) -> None:
         """Write a remote file's bytes to ``file``, which exists, and see that they are those of ``expected``.
 
+        An attempt goes on where the last one broke off.
+
         Raises:
             DataError: If the server has another version now, or none.
             OSError: If there is no room on this machine's disk.
             UnreachableError: If the server does not give all bytes.
         """
-
-        def attempt() -> None:
-            transfer(url, file, self.timeout_s)
-            info = describe(url, self.timeout_s)
-            if stat_of(url, info) != expected:
-                raise DataError(f"{url}: the shard has changed since it was indexed")
-            if file.stat().st_size != expected.size:
-                raise EOFError(f"{file.stat().st_size} bytes came, of {expected.size}")
-            verify(file, info)
-
-        self._retrying(url, attempt)
+        self._retrying(url, Transfer(url, file, expected, timeout_s=self.timeout_s).attempt)
 
     def _list(self, folder: Url) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]]

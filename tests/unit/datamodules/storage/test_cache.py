@@ -15,7 +15,7 @@ import pytest
 from configs.batches import BatchLayout
 from configs.problems import DataError, UnreachableError
 from datamodules.indexing.index import ShardIndex, build_index
-from datamodules.storage import failures, remote
+from datamodules.storage import failures, transfer
 from datamodules.storage.cache import CacheFullError, ShardCache
 from datamodules.storage.locations import Url
 from datamodules.storage.remote import Remote
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_its_setting(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote, "transfer", full)
+    monkeypatch.setattr(transfer.Transfer, "attempt", full)
     with pytest.raises(DataError, match=r"data\.cache_dir .* cannot be used: No space left on device"):
         made().open(*shard)
     assert kept(made()) == []

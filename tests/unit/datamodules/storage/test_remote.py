@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.problems import DataError, UnreachableError
-from datamodules.storage import failures, filesystems, remote, stats
+from datamodules.storage import failures, filesystems, stats, transfer
 from datamodules.storage.locations import Url, parse_url
 from datamodules.storage.remote import Remote
 from datamodules.storage.stats import Stat
@@ -143,10 +144,14 @@ def test_a_download_that_fails_draws_nothing_from_the_global_generator(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url().rstrip("/"))
+    (server.folder / "b").mkdir()
+    (server.folder / "b" / "a.tar").write_bytes(CONTENTS)
+    access = Remote(attempts=3, timeout_s=20)
+    expected = access.stat(url)
     server.always["/b/a.tar"] = "503"
     state = random.getstate()
     with pytest.raises(UnreachableError, match="3 attempts failed"):
-        Remote(attempts=3, timeout_s=20).download(url, file, Stat(1, ""))
+        access.download(url, file, expected)
     assert random.getstate() == state
     assert server.gets("b/a.tar") >= 3
 
@@ -155,7 +160,7 @@ def test_a_full_disk_is_no_servers_fault(server: FaultyServer, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote, "transfer", full)
+    monkeypatch.setattr(transfer.Transfer, "attempt", full)
     with pytest.raises(OSError, match="No space left"):
         download(server, tmp_path)
 
@@ -197,6 +202,7 @@ def test_a_missing_extra_is_named(protocol: str, extra: str, monkeypatch: pytest
         raise ImportError
 
     monkeypatch.setattr(filesystems.fsspec, "filesystem", absent)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystems._filesystem_of.cache_clear()
     with pytest.raises(DataError, match=rf"{protocol}:// cannot be read here: pip install 'effnet\[{extra}\]'"):
         Remote().stat(Url(f"{protocol}://bucket/a.tar"))
