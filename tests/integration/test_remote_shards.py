@@ -1,4 +1,4 @@
-"""Epochs from real servers on loopback: over HTTP that fails in every way, and over S3 (moto's server)."""
+"""Epochs from real servers on loopback: HTTP that fails in every way, S3 (moto's), Google's API and the Hub's."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from configs.schema import Data
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.storage import failures, filesystems
 from datamodules.streaming.loaders import Batch
+from tests.clouds import gs_server, hf_server
 from tests.conftest import NUM_CLASSES
 from tests.integration.runs import losses, train
 from tests.ports import free_port
@@ -284,3 +285,68 @@ def test_the_index_command_indexes_remote_shards(s3: str, tmp_path: Path) -> Non
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, env=os.environ.copy())
     assert done.returncode == 0, done.stderr
     assert "129 samples in 5 shards" in done.stderr
+
+
+# Google Cloud Storage and Hugging Face's Hub
+
+
+class Cloud(NamedTuple):
+    server: Any
+    url: str
+    media: str
+
+
+@pytest.fixture(params=["gs", "hf"])
+def cloud(request: pytest.FixtureRequest, shards: Path, tmp_path: Path) -> Iterator[Cloud]:
+    """The shards in a folder of a bucket, or of a data set."""
+    root = tmp_path / "served"
+    inside = f"{'images/' if request.param == 'gs' else ''}toy/"
+    (root / inside).mkdir(parents=True)
+    for file in shards.iterdir():
+        if not file.name.startswith("."):
+            (root / inside / file.name).write_bytes(file.read_bytes())
+    with (gs_server if request.param == "gs" else hf_server)(root) as (server, place):
+        media = "/download/storage/v1/b/images/o/toy/" if request.param == "gs" else "/cdn/toy/"
+        yield Cloud(server, f"{place}{inside}", media)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("train_shards", "val_shards"),
+    [("toy-train-{00000..00004}.tar", "toy-validation-*.tar"), ("_info.json#train", "#validation")],
+)
+def test_epochs_from_a_cloud_are_those_of_local_files(
+    train_shards: str, val_shards: str, num_workers: int, build: Build, expected: list[Batch], cloud: Cloud
+) -> None:
+    module = build(cloud.url, train=train_shards, val=val_shards, num_workers=num_workers)
+    found = epochs(module, 2)
+    assert_equal(found, expected)
+    samples = [sample for batch in found for sample in batch.samples.tolist()]
+    assert all(samples.count(sample) in (2, 3) for sample in range(SAMPLES))
+    assert counted(module) == list(range(VALIDATION_SAMPLES))
+    assert [cloud.server.gets(f"{cloud.media[1:]}toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_from_a_failing_cloud_is_whole(
+    num_workers: int, build: Build, expected: list[Batch], cloud: Cloud, tmp_path: Path
+) -> None:
+    module = build(cloud.url, num_workers=num_workers, val="#validation")
+    empty(tmp_path / "cache")
+    for i, faults in enumerate((["503", "503"], ["truncate"], ["reset", "503"], ["500"], ["503"])):
+        cloud.server.faults[f"{cloud.media}toy-train-{i:05d}.tar"] = faults
+    assert_equal(epochs(module, 2), expected)
+    assert all(not faults for faults in cloud.server.faults.values())
+
+
+def test_a_shard_whose_checksum_is_not_the_clouds_ends_the_epoch(build: Build, cloud: Cloud, tmp_path: Path) -> None:
+    module = build(cloud.url, download_attempts=2)
+    empty(tmp_path / "cache")
+    cloud.server.wrong_md5 = cloud.server.wrong_sha256 = True
+    with pytest.raises(UnreachableError, match=r"2 attempts failed, the last with EOFError: (md5|sha256) is "):
+        epochs(module)
+
+
+def test_a_shard_that_a_cloud_lacks_is_one_clear_error(build: Build, cloud: Cloud) -> None:
+    with pytest.raises(DataError, match=r"toy-train-00099\.tar: FileNotFoundError"):
+        build(cloud.url, train="toy-train-{00000..00004}.tar::" + cloud.url + "toy-train-00099.tar")
