@@ -69,10 +69,18 @@ class Remote:
         """The contents of a small file."""
         size = self.stat(url).size
         if size > max_bytes:
-            raise DataError(f"{url}: {size} bytes, more than the {max_bytes} that a list of shards may have")
+            raise DataError(f"{url}: {size} bytes, more than the {max_bytes} that such a file may have")
 
         contents: bytes = self._retrying(url, lambda: call(url, "cat_file", timeout_s=self.timeout_s))
         return contents
+
+    def read_if_there(self, url: Url, *, max_bytes: int) -> bytes | None:
+        """As ``read``; None where there is no such file, or none that may be read."""
+        try:
+            self.stat(url)
+        except DataError:
+            return None
+        return self.read(url, max_bytes=max_bytes)
 
     def download(self, url: Url, file: Path, expected: Stat) -> None:
         """Write a remote file's bytes to ``file``, which exists, and see that they are those of ``expected``.
