@@ -11,7 +11,7 @@ from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
 from datamodules import digits
 from datamodules.bars import terminal_bar
-from datamodules.indexing.index import index_file
+from datamodules.indexing.index_files import index_file
 from datamodules.indexing.splits import open_split
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.commands import (

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.indexing.index import ShardIndex, open_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import FoundShards
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.remote import Remote

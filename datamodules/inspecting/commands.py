@@ -14,7 +14,8 @@ from configs.problems import DataError
 from configs.run import EXIT_DO_NOT_RETRY, write_atomically
 from configs.schema import Data
 from datamodules.bars import terminal_bar
-from datamodules.indexing.index import ShardIndex, open_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.opening import open_index
 from datamodules.indexing.splits import shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.contact_sheet import IMAGES, contact_sheet

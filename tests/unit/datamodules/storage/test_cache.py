@@ -14,7 +14,8 @@ import pytest
 
 from configs.batches import BatchLayout
 from configs.problems import DataError, UnreachableError
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.storage import failures, transfer
 from datamodules.storage.cache import CacheFullError, ShardCache
 from datamodules.storage.locations import Url
