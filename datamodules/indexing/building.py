@@ -62,16 +62,23 @@ def build_index(
     )
 
 
-def versions_of(shards: Sequence[Shard], cache: ShardCache | None) -> list[Version | None]:
-    """What each shard is now; None for a local one that is not there."""
+def versions_of(
+    shards: Sequence[Shard], cache: ShardCache | None, *, vouched: ShardIndex | None = None
+) -> list[Version | None]:
+    """What each shard is now, or a remote one in ``vouched``, if given; None for a local one that is not there."""
     urls = [shard for shard in shards if isinstance(shard, Url)]
     if urls and cache is None:
         raise ValueError("remote shards are read through a cache")
-    stats = dict(zip(urls, cache.remote.stat_all(urls), strict=True)) if urls and cache is not None else {}
+    remote: dict[Shard, Version] = {}
+    if vouched is not None:
+        remote = {shard: vouched.version(i) for i, shard in enumerate(vouched.shards)}
+    elif urls and cache is not None:
+        stats = cache.remote.stat_all(urls)
+        remote = {url: Version(stat.size, 0, stat.tag) for url, stat in zip(urls, stats, strict=True)}
     versions: list[Version | None] = []
     for shard in shards:
         if isinstance(shard, Url):
-            versions.append(Version(stats[shard].size, 0, stats[shard].tag))
+            versions.append(remote[shard])
         else:
             try:
                 stat = shard.stat()

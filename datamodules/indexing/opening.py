@@ -22,6 +22,7 @@ def open_index(
     index_dir: str | None = None,
     cache: ShardCache | None = None,
     rescan: bool = False,
+    vouched: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ShardIndex:
     """The index of these shards: read where it is up to date, else made and saved.
@@ -34,6 +35,7 @@ def open_index(
         index_dir: Folder for the index; None keeps it beside the shards or in the user's cache.
         cache: Through which remote shards are read; needed where there is one.
         rescan: Scan all shards, whatever an earlier index says.
+        vouched: The saved index has just been found up to date, on this node: servers are not asked again.
         progress: Called with the number of shards done, as they are.
 
     Raises:
@@ -43,12 +45,12 @@ def open_index(
     file = index_file(shards, index_dir)
     near = beside(shards)
     places = list(dict.fromkeys([near, file])) if index_dir is None and near is not None else [file]
-    found, _ = (None, None) if rescan else _saved(shards, places, cache)
+    found, _ = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched)
     if found is not None:
         return found
     with ExitStack() as stack:
         journal = _begin(stack, file, shards)
-        found, outdated = (None, None) if rescan else _saved(shards, places, cache)
+        found, outdated = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched)
         if found is None:
             found = build_index(shards, reuse=outdated, cache=cache, journal=journal, progress=progress)
             save_index(found, file)
@@ -73,12 +75,13 @@ def _begin(stack: ExitStack, file: Path, shards: Sequence[Shard]) -> Journal | N
 
 
 def _saved(
-    shards: Sequence[Shard], places: Sequence[Path], cache: ShardCache | None
+    shards: Sequence[Shard], places: Sequence[Path], cache: ShardCache | None, *, vouched: bool
 ) -> tuple[ShardIndex | None, ShardIndex | None]:
     """The saved index that is up to date, or else the last one that is not."""
     saved = [index for index in (load_index(shards, place) for place in places) if index is not None]
-    versions = versions_of(shards, cache) if saved else []
+    asked = versions_of(shards, cache) if saved and not vouched else []
     for index in saved:
+        versions = versions_of(shards, cache, vouched=index) if vouched else asked
         if all(index.version(i) == version for i, version in enumerate(versions)):
             return index, None
     return None, saved[-1] if saved else None

@@ -45,7 +45,14 @@ def build(tmp_path: Path) -> Iterator[Build]:
     """Makes data modules of one rank, set up at the start of a run."""
     made: list[ImageNetDataModule] = []
 
-    def make(place: str, *, train: str = "_info.json#train", val: str = "_info.json#validation", **changes: Any) -> Any:
+    def make(
+        place: str,
+        *,
+        train: str = "_info.json#train",
+        val: str = "_info.json#validation",
+        local_rank: int = 0,
+        **changes: Any,
+    ) -> ImageNetDataModule:
         fields = {
             "train_shards": f"{place}{train}",
             "val_shards": f"{place}{val}",
@@ -63,10 +70,11 @@ def build(tmp_path: Path) -> Iterator[Build]:
         }
         module = ImageNetDataModule(Data.model_validate(fields | changes), seed=0, image_size=16, in_chans=3)
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=0, world_size=1, global_step=0, current_epoch=0, num_nodes=1
+            global_rank=0, local_rank=local_rank, world_size=1, global_step=0, current_epoch=0, num_nodes=1
         )
         made.append(module)
-        module.prepare_data()
+        if local_rank == 0:  # as Lightning does
+            module.prepare_data()
         module.setup("fit")
         return module
 
@@ -208,6 +216,48 @@ def test_the_ranks_of_a_node_fetch_each_shard_once(
     run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="distant")
     assert len(losses(run)) == 9
     assert [server.gets(f"toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+    # Before the scan, and after the download.
+    assert [server.requests["HEAD", f"/toy-train-{i:05d}.tar"] for i in range(5)] == [2] * 5
+    server.requests.clear()
+    train(toy_overrides(**places), runs_dir=tmp_path, run_id="again")
+    assert [server.requests["HEAD", f"/toy-train-{i:05d}.tar"] for i in range(5)] == [1] * 5
+
+
+def test_a_node_asks_once_for_each_shard_and_its_other_ranks_never(build: Build, server: FaultyServer) -> None:
+    first = build(server.url())
+    server.requests.clear()
+    modules = [build(server.url()), *(build(server.url(), local_rank=rank) for rank in (1, 2))]
+    heads = {path: count for (method, path), count in server.requests.items() if method == "HEAD" and "tar" in path}
+    assert list(heads.values()) == [1] * 7
+    for module in modules:
+        assert module.train_index.digest == first.train_index.digest
+        assert module.train_index.shard_tags == first.train_index.shard_tags
+
+
+def test_a_rank_that_finds_no_index_makes_it(build: Build, server: FaultyServer, tmp_path: Path) -> None:
+    first = build(server.url())
+    empty(tmp_path / "indexes")
+    assert build(server.url(), local_rank=1).train_index.digest == first.train_index.digest
+
+
+def test_a_shard_that_changed_is_indexed_anew_at_the_next_start(build: Build, shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in shards.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    server = FaultyServer(copy)
+    tags = build(server.url()).train_index.shard_tags
+    shard = copy / "toy-train-00002.tar"
+    shard.write_bytes(shard.read_bytes() + bytes(10240))  # a tar may end in more of nothing
+    assert build(server.url(), local_rank=1).train_index.shard_tags == tags  # what the first process has vouched for
+    assert [old == new for old, new in zip(tags, build(server.url()).train_index.shard_tags, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+    server.close()
 
 
 def test_a_run_whose_server_is_away_ends_to_be_retried(

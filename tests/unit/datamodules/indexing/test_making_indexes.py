@@ -295,3 +295,11 @@ def test_an_index_of_an_earlier_release_is_read(folder: Path, monkeypatch: pytes
 
     monkeypatch.setattr(opening, "build_index", refuse)
     assert_same_samples(open_index(paths(folder)), made)
+
+
+def test_what_was_vouched_for_is_still_checked_where_it_is_local(folder: Path, index_dir: str) -> None:
+    old = open_index(paths(folder), index_dir=index_dir)
+    write_samples(paths(folder)[1], 7)
+    found = open_index(paths(folder), index_dir=index_dir, vouched=True)
+    assert found.shard_samples[1] == 7
+    assert found.shard_samples.tolist() != old.shard_samples.tolist()
