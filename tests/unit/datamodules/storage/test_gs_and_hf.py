@@ -1,6 +1,7 @@
 """Google Cloud Storage and Hugging Face's Hub, as servers on loopback play them."""
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,8 +77,10 @@ def test_a_server_that_fails_for_a_while_is_asked_again(faults: list[str], place
 
 def test_a_server_that_fails_for_good_is_unreachable(place: Place, tmp_path: Path) -> None:
     place.server.always[f"{place.media}train/3.tar"] = "503"
+    state = random.getstate()
     with pytest.raises(UnreachableError, match=r"train/3\.tar: 2 attempts failed, the last with .*503"):
         download(place, tmp_path, attempts=2)
+    assert random.getstate() == state  # augmentations are drawn from it meanwhile
 
 
 def test_contents_that_do_not_have_the_servers_checksum_are_refused(place: Place, tmp_path: Path) -> None:

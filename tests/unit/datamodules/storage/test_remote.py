@@ -184,6 +184,9 @@ def test_urls_have_a_name_and_a_folder(text: str, name: str, folder: str) -> Non
     [
         ("pipe:cat /etc/passwd", "pipe: would run a command"),
         ("pipe://cat", "pipe: would run a command"),
+        ("pipe:hdfs cat /a.tar", "pipe:hdfs …: .* give a path, or one of http://, https://, s3://, gs://, hf://"),
+        ("pipe:aws s3 cp 's3://bucket/a.tar' -", "give s3://bucket/a.tar itself$"),
+        ("pipe:curl -sL https://host/a.tar?token=secret || true", "give https://host/a.tar itself$"),
         ("ftp://host/a.tar", "is read, not ftp://"),
         ("memory://a.tar", "is read, not memory://"),
         ("s3://bucket/../other/a.tar", r"with \.\. in its path"),
@@ -194,6 +197,12 @@ def test_urls_have_a_name_and_a_folder(text: str, name: str, folder: str) -> Non
 def test_urls_of_other_kinds_are_refused(text: str, what: str) -> None:
     with pytest.raises(DataError, match=what):
         parse_url(text)
+
+
+def test_a_command_is_not_repeated_for_it_may_hold_a_token() -> None:
+    with pytest.raises(DataError) as refused:
+        parse_url("pipe:curl -H 'Authorization: Bearer secret' https://host/a.tar?token=secret")
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
