@@ -223,6 +223,27 @@ def test_the_ranks_of_a_node_fetch_each_shard_once(
     assert [server.requests["HEAD", f"/toy-train-{i:05d}.tar"] for i in range(5)] == [1] * 5
 
 
+def test_a_first_index_that_takes_longer_than_a_collective_may_holds_nobody_up(
+    toy_overrides: Callable[..., list[str]], server: FaultyServer, tmp_path: Path
+) -> None:
+    """The first rank scans for at least 40 s, first one split and then the other, while its peer waits."""
+    server.delay_s = 20.0
+    places = {
+        "trainer.devices": 2,
+        "trainer.max_epochs": 1,
+        "fault.timeout_s": 15,
+        "data.num_workers": 1,
+        "data.train_shards": server.url("toy-train-{00000..00004}.tar"),
+        "data.val_shards": server.url("toy-validation-{00000..00001}.tar"),
+        "data.index_dir": tmp_path / "indexes",
+        "data.cache_dir": tmp_path / "cache",
+    }
+    run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="patient")
+    assert len(losses(run)) == 9
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["done"]
+    assert server.most_running == 5
+
+
 def test_a_node_asks_once_for_each_shard_and_its_other_ranks_never(build: Build, server: FaultyServer) -> None:
     first = build(server.url())
     server.requests.clear()

@@ -53,8 +53,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     filesystems._filesystem_of.cache_clear()
 
 
-def download(place: Place, tmp_path: Path) -> bytes:
-    access, file = Remote(attempts=4, timeout_s=10), tmp_path / "file"
+def download(place: Place, tmp_path: Path, *, timeout_s: float = 10.0) -> bytes:
+    access, file = Remote(attempts=4, timeout_s=timeout_s), tmp_path / "file"
     file.touch()
     access.download(place.url, file, access.stat(place.url))
     return file.read_bytes()
@@ -66,6 +66,13 @@ def test_what_has_come_is_not_asked_for_again(faults: list[str], place: Place, t
     assert download(place, tmp_path) == CONTENTS
     assert place.server.faults[place.media] == []
     assert len(CONTENTS) <= place.server.sent[place.media] <= len(CONTENTS) + LOST * len(faults)
+
+
+def test_what_stalls_is_given_up_and_goes_on_where_it_was(place: Place, tmp_path: Path) -> None:
+    place.server.faults[place.media] = ["stall"]
+    assert download(place, tmp_path, timeout_s=1.0) == CONTENTS
+    assert place.server.running == 1  # it stalls still
+    assert place.server.sent[place.media] <= len(CONTENTS) + LOST
 
 
 @pytest.mark.parametrize("size", [len(CONTENTS), 2_000_000, 7_000_000])
