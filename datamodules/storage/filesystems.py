@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import os
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import fsspec
@@ -88,13 +90,40 @@ def place(url: Url, timeout_s: float) -> str:
 
 
 def call(url: Url, method: str, *, timeout_s: float, **named: Any) -> Any:
-    """A method of a URL's filesystem, for it. Bounded in time where that can be: others bound their requests alone."""
+    """A method of a URL's filesystem, for it.
+
+    Raises:
+        TimeoutError: If it takes longer.
+    """
     if url.protocol == "hf" and method in ("info", "ls"):
         named["refresh"] = True  # it keeps what it has listed, whatever it is told
         if method == "info":
             named["expand_info"] = True  # or what is fresh has no checksum
     access = filesystem(url.protocol, timeout_s)
     if not isinstance(access, AsyncFileSystem):
-        return getattr(access, method)(place(url, timeout_s), **named)
+        return bounded(lambda: getattr(access, method)(place(url, timeout_s), **named), timeout_s=timeout_s)
     work = getattr(access, f"_{method}")(place(url, timeout_s), **named)
     return run(access, asyncio.wait_for(work, timeout_s))
+
+
+def bounded(work: Callable[[], Result], *, timeout_s: float) -> Result:
+    """What a blocking call returns, unless it takes too long: huggingface_hub waits for ever for the Hub's lists.
+
+    Raises:
+        TimeoutError: If it does. It then goes on in a thread that no process waits for at its end.
+    """
+    future: Future[Result] = Future()
+
+    def answer() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer in {timeout_s:g} s") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from configs.problems import DataError
-from datamodules.storage.filesystems import filesystem, place, run
+from datamodules.storage.filesystems import bounded, filesystem, place, run
 from datamodules.storage.locations import Url
 from datamodules.storage.stats import Stat, describe, stat_of, verify
 
@@ -42,9 +42,11 @@ class Transfer:
                 run(access, self._over_http(access, stream))
             elif self._url.protocol == "hf":
                 self._describe()
+                name = place(self._url, self._timeout_s)
+                bounded(lambda: access.info(name), timeout_s=self._timeout_s)  # or it asks itself, and waits for ever
                 stream.truncate()
                 # It goes on by itself where a connection breaks. Given a path, it may put a file of its own there.
-                access.get_file(place(self._url, self._timeout_s), outfile=stream)
+                access.get_file(name, outfile=stream)
             else:
                 run(access, self._in_parts(access, stream, self._describe()))
         info = self._describe()

@@ -13,6 +13,7 @@ from datamodules.storage import failures, filesystems
 from datamodules.storage.locations import Url
 from datamodules.storage.remote import Remote
 from tests.clouds import gs_server, hf_server
+from tests.hub import REPO
 
 CONTENTS = os.urandom(300_000)
 
@@ -41,8 +42,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield Place(server, root + ("bucket/" if request.param == "gs" else ""), media)
 
 
-def download(place: Place, tmp_path: Path, *, attempts: int = 4) -> bytes:
-    access, url, file = Remote(attempts=attempts, timeout_s=10), Url(f"{place.url}train/3.tar"), tmp_path / "file"
+def download(place: Place, tmp_path: Path, *, attempts: int = 4, timeout_s: float = 10.0) -> bytes:
+    access, url, file = (
+        Remote(attempts=attempts, timeout_s=timeout_s),
+        Url(f"{place.url}train/3.tar"),
+        tmp_path / "file",
+    )
     file.touch()
     access.download(url, file, access.stat(url))
     return file.read_bytes()
@@ -81,6 +86,24 @@ def test_a_server_that_fails_for_good_is_unreachable(place: Place, tmp_path: Pat
     with pytest.raises(UnreachableError, match=r"train/3\.tar: 2 attempts failed, the last with .*503"):
         download(place, tmp_path, attempts=2)
     assert random.getstate() == state  # augmentations are drawn from it meanwhile
+
+
+@pytest.mark.parametrize("what", ["stat", "tars", "download"])
+def test_a_server_that_stalls_is_asked_again(what: str, place: Place, tmp_path: Path) -> None:
+    hub = f"/api/datasets/{REPO}"
+    describing = ["/storage/v1/b/bucket/o/train/3.tar", f"{hub}/paths-info/main"]
+    listing = ["/storage/v1/b/bucket/o", f"{hub}/tree/main/train"]
+    place.server.stall_s = 500.0
+    for path in {"stat": describing, "tars": listing, "download": listing}[what]:
+        place.server.faults[path] = ["stall"]
+    access, url = Remote(attempts=2, timeout_s=1.0), Url(f"{place.url}train/3.tar")
+    if what == "stat":
+        assert access.stat(url).size == len(CONTENTS)
+    elif what == "tars":
+        assert len(access.tars(Url(f"{place.url}train/"))) == 10
+    else:
+        assert download(place, tmp_path, timeout_s=1.0) == CONTENTS
+    assert place.server.running == 1  # it stalls still
 
 
 def test_contents_that_do_not_have_the_servers_checksum_are_refused(place: Place, tmp_path: Path) -> None:
