@@ -43,7 +43,8 @@ from benchmarks.other_formats import other_formats
 from benchmarks.photographs import write_shards
 from configs.batches import BatchLayout
 from configs.schema import Augmentation, Data
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
 from datamodules.streaming.loaders import TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder

@@ -9,13 +9,21 @@ from rich.console import Console
 
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
-from configs.schema import Data
 from datamodules import digits
 from datamodules.bars import terminal_bar
-from datamodules.indexing.index import index_file
-from datamodules.indexing.splits import open_split, shard_cache
+from datamodules.indexing.index_files import index_file
+from datamodules.indexing.splits import open_split
 from datamodules.indexing.urls import find_shards
-from datamodules.inspecting.commands import info, verify
+from datamodules.inspecting.commands import (
+    CACHE_BYTES,
+    CACHE_DIR,
+    CacheBytes,
+    CacheDir,
+    Shards,
+    command_cache,
+    info,
+    verify,
+)
 from datamodules.making.command import build
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make and check WebDataset shards.")
@@ -29,12 +37,13 @@ app.command()(info)
 
 @app.command()
 def index(
-    shards: Annotated[str, typer.Argument(help="Path, URL, glob, brace pattern, folder or list; several joined by ::")],
+    shards: Shards,
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
-    cache_dir: Annotated[str, typer.Option(help="Folder where remote shards are kept.")] = "~/.cache/effnet/shards",
+    cache_dir: CacheDir = CACHE_DIR,
+    cache_bytes: CacheBytes = CACHE_BYTES,
 ) -> None:
     """Scan shards and write their index. Cut short, the same command goes on where it was."""
-    cache = shard_cache(Data(train_shards=shards, val_shards=shards, cache_dir=cache_dir))
+    cache = command_cache(shards, cache_dir, cache_bytes)
     found = find_shards(shards, cache.remote)
     with terminal_bar(console)("indexing shards", len(found.shards)) as progress:
         made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress)

@@ -67,6 +67,7 @@ class ImageNetDataModule(LightningDataModule):
         self.next_batch: int | None = None
         self._seen_otherwise = 0
         self.index_progress: Callable[[int], None] | None = None
+        self._prepared = False
         self._stream: TrainingStream | None = None
         self._val_loader: EvaluationLoader | None = None
         self._device_decoders: dict[bool, DeviceDecoder] = {}
@@ -82,16 +83,18 @@ class ImageNetDataModule(LightningDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Make the index files, on one process per node."""
+        """Make the index files, and see that they are up to date, on one process per node."""
         self._open_indexes()
+        self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Read the index files.
+        """Read the index files. Servers are not asked for all shards again where ``prepare_data`` has done so.
 
         Raises:
             DataError: If shards are missing or damaged, or an epoch is smaller than a global batch.
         """
-        self._open_indexes()
+        # Lightning has called it before, on the first process of each node.
+        self._open_indexes(vouched=self._prepared or (self.trainer is not None and self.trainer.local_rank > 0))
         self.order = TrainingOrder(
             self.train_index.shard_samples,
             seed=self.seed,
@@ -226,14 +229,15 @@ class ImageNetDataModule(LightningDataModule):
     def _shard(self, sample: int) -> str:
         return str(self.train_index.shards[self.train_index.shard_of(sample)])
 
-    def _open_indexes(self) -> None:
-        self.train_index = self._open_index(self.data.train_shards)
-        self.val_index = self._open_index(self.data.val_shards)
+    def _open_indexes(self, *, vouched: bool = False) -> None:
+        self.train_index = self._open_index(self.data.train_shards, vouched=vouched)
+        self.val_index = self._open_index(self.data.val_shards, vouched=vouched)
 
-    def _open_index(self, shards: str | tuple[str, ...]) -> ShardIndex:
+    def _open_index(self, shards: str | tuple[str, ...], *, vouched: bool) -> ShardIndex:
         cache = shard_cache(self.data)
         found = find_shards(shards, cache.remote)
-        index = open_split(found, cache=cache, index_dir=self.data.index_dir, progress=self.index_progress)
+        place, progress = self.data.index_dir, self.index_progress
+        index = open_split(found, cache=cache, index_dir=place, vouched=vouched, progress=progress)
         if int(index.labels.min()) < 0 or int(index.labels.max()) >= self.data.num_classes:
             raise DataError(
                 f"labels of {index.shards[0]} and the shards beside it go from {index.labels.min()} to "

@@ -20,7 +20,7 @@ from datamodules.indexing.shard_lists import MAX_LIST_BYTES, parse_dali
 from datamodules.processes import default_workers, in_processes
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Shard, Url
-from datamodules.storage.remote import Stat
+from datamodules.storage.stats import Stat
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LASTING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)

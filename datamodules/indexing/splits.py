@@ -5,7 +5,8 @@ from pathlib import Path
 
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.indexing.index import ShardIndex, open_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import FoundShards
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.remote import Remote
@@ -23,6 +24,7 @@ def open_split(
     cache: ShardCache,
     index_dir: str | None = None,
     rescan: bool = False,
+    vouched: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ShardIndex:
     """The index of a split, if it has what lists of its shards say. The arguments are those of ``open_index``.
@@ -31,7 +33,9 @@ def open_split(
         DataError: If shards are missing or damaged, or have other numbers of samples than a list says.
         UnreachableError: If a server does not answer.
     """
-    index = open_index(found.shards, index_dir=index_dir, cache=cache, rescan=rescan, progress=progress)
+    index = open_index(
+        found.shards, index_dir=index_dir, cache=cache, rescan=rescan, vouched=vouched, progress=progress
+    )
     for shard, samples in zip(index.shards, index.shard_samples.tolist(), strict=True):
         wanted = found.expected.get(shard)
         if wanted is not None and wanted.samples != samples:

@@ -12,16 +12,25 @@ from rich.table import Table
 
 from configs.problems import DataError
 from configs.run import EXIT_DO_NOT_RETRY, write_atomically
+from configs.schema import Data
 from datamodules.bars import terminal_bar
-from datamodules.indexing.index import ShardIndex, open_index
-from datamodules.indexing.urls import FoundShards, find_shards
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.opening import open_index
+from datamodules.indexing.splits import shard_cache
+from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.contact_sheet import IMAGES, contact_sheet
+from datamodules.inspecting.shards import class_names, split_name
 from datamodules.inspecting.survey import QUANTILE_NAMES, Survey, histogram, quantiles, random_samples, survey
 from datamodules.inspecting.verify import verify as verify_shards
-from datamodules.making.shards import read_classes, split_of
 from datamodules.processes import default_workers
+from datamodules.storage.cache import ShardCache
+from datamodules.storage.locations import Shard
 
-Shards = Annotated[str, typer.Argument(help="Path, glob, brace pattern, folder or list; several joined by ::")]
+Shards = Annotated[str, typer.Argument(help="Path, URL, glob, brace pattern, folder or list; several joined by ::")]
+CacheDir = Annotated[str, typer.Option(help="Folder where remote shards are kept.")]
+CacheBytes = Annotated[int, typer.Option(min=1, help="Most bytes of remote shards kept there.")]
+CACHE_DIR: str = Data.model_fields["cache_dir"].default
+CACHE_BYTES: int = Data.model_fields["cache_bytes"].default
 BAR_CHARACTERS = 40
 
 
@@ -33,25 +42,28 @@ def verify(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the findings, as JSON.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    cache_dir: CacheDir = CACHE_DIR,
+    cache_bytes: CacheBytes = CACHE_BYTES,
 ) -> None:
     """Decode every image, and report each bad sample with shard, key and reason. Exit code 93 if there is one."""
     console = Console(stderr=True)
-    listed = find_shards(shards)
-    paths = _local(listed)
+    cache = command_cache(shards, cache_dir, cache_bytes)
+    found = find_shards(shards, cache.remote)
     samples, bad = verify_shards(
-        paths,
+        found.shards,
         num_classes=num_classes,
-        expected={path: listed.expected[path].samples for path in paths if path in listed.expected},
+        expected={shard: expected.samples for shard, expected in found.expected.items()},
+        cache=cache,
         workers=workers or default_workers(),
         bar=terminal_bar(console),
     )
     for each in bad:
         typer.echo(f"{each.shard}: {each.key if each.key is not None else '(shard)'}: {each.reason}")
     if json_file is not None:
-        findings = {"shards": len(paths), "samples": samples, "bad": [each._asdict() for each in bad]}
+        findings = {"shards": len(found.shards), "samples": samples, "bad": [each._asdict() for each in bad]}
         write_atomically(json_file, json.dumps(findings, indent=2) + "\n")
-    found = f"{len(bad):,} bad" if bad else "all good"
-    console.print(f"{samples:,} samples in {len(paths):,} shards: {found}", highlight=False, soft_wrap=True)
+    judged = f"{len(bad):,} bad" if bad else "all good"
+    console.print(f"{samples:,} samples in {len(found.shards):,} shards: {judged}", highlight=False, soft_wrap=True)
     if bad:
         raise typer.Exit(EXIT_DO_NOT_RETRY)
 
@@ -63,40 +75,39 @@ def info(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice of images.")] = 0,
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
+    cache_dir: CacheDir = CACHE_DIR,
+    cache_bytes: CacheBytes = CACHE_BYTES,
 ) -> None:
     """Print counts, class balance and sizes, split by split; draw a contact sheet."""
     errors = Console(stderr=True)
-    groups: dict[str, list[Path]] = {}
-    for path in _local(find_shards(shards)):
-        groups.setdefault(split_of(path), []).append(path)
+    cache = command_cache(shards, cache_dir, cache_bytes)
+    groups: dict[str, list[Shard]] = {}
+    for shard in find_shards(shards, cache.remote).shards:
+        groups.setdefault(split_name(shard), []).append(shard)
     out = Console(highlight=False)
     indexes = {}
-    for split, paths in groups.items():
-        with terminal_bar(errors)("indexing shards", len(paths)) as advance:
-            indexes[split] = open_index(paths, index_dir=index_dir, progress=advance)
-        classes = read_classes(paths[0].parent)
-        _print(out, split, survey(indexes[split], seed=seed, num_classes=len(classes) if classes else None), classes)
+    for split, members in groups.items():
+        with terminal_bar(errors)("indexing shards", len(members)) as advance:
+            indexes[split] = open_index(members, index_dir=index_dir, cache=cache, progress=advance)
+        classes = class_names(members[0], cache)
+        num_classes = len(classes) if classes else None
+        _print(out, split, survey(indexes[split], seed=seed, num_classes=num_classes, cache=cache), classes)
     if contact_sheet_file is not None:
         if len(indexes) > 1:
             raise DataError(f"--contact-sheet shows one split, and these are {', '.join(indexes)}: name one's shards")
         [(split, index)] = indexes.items()
-        _draw(contact_sheet_file, split, index, seed)
+        _draw(contact_sheet_file, split, index, seed, cache)
         errors.print(f"contact sheet: {contact_sheet_file}", highlight=False, soft_wrap=True)
 
 
-def _local(found: FoundShards) -> list[Path]:
-    paths = [shard for shard in found.shards if isinstance(shard, Path)]
-    if len(paths) < len(found.shards):
-        remote = next(shard for shard in found.shards if not isinstance(shard, Path))
-        raise DataError(f"{remote}: only shards on this machine can be read here: copy them first")
-    return paths
+def command_cache(shards: str, cache_dir: str, cache_bytes: int) -> ShardCache:
+    """The cache of a command about these shards: like training's, where its options say nothing else."""
+    return shard_cache(Data(train_shards=shards, val_shards=shards, cache_dir=cache_dir, cache_bytes=cache_bytes))
 
 
-def _draw(file: Path, split: str, index: ShardIndex, seed: int) -> None:
-    samples = list(random_samples(index, IMAGES, seed=seed))
-    first = index.shards[0]
-    assert isinstance(first, Path)
-    classes = read_classes(first.parent)
+def _draw(file: Path, split: str, index: ShardIndex, seed: int, cache: ShardCache) -> None:
+    samples = list(random_samples(index, IMAGES, seed=seed, cache=cache))
+    classes = class_names(index.shards[0], cache)
     count = len(classes) if classes is not None else len(np.unique(index.labels))
     shown = f"{len(samples)} of {len(index):,} images at random, seed {seed} · {count:,} classes"
     contents = contact_sheet(samples, classes, title=split, subtitle=f"{shown} · {len(index.shards):,} shards")

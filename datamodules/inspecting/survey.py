@@ -4,7 +4,6 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,9 @@ from datamodules.images.decoding import FORMATS
 from datamodules.images.encode import UNREADABLE, fault
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.scan import IMAGE_EXTENSIONS, read_members
+from datamodules.inspecting.shards import open_shard
+from datamodules.storage.cache import ShardCache
+from datamodules.storage.stats import Stat
 from datamodules.streaming.order import permutation
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -59,18 +61,20 @@ class Survey:
     kinds: dict[str, int]
 
 
-def survey(index: ShardIndex, *, seed: int, num_classes: int | None) -> Survey:
+def survey(index: ShardIndex, *, seed: int, num_classes: int | None, cache: ShardCache | None = None) -> Survey:
     """Count what the index says, and read the headers of a random thousand of images.
 
     Args:
-        index: Of one split, whose shards are on this machine.
+        index: Of one split.
         seed: Of the random choice.
         num_classes: Classes that there should be, also where no sample has them.
+        cache: Through which remote shards are read; needed where there is one.
 
     Raises:
         DataError: If one of these images cannot be read.
+        UnreachableError: If a server does not answer.
     """
-    images = [(sample, _open(sample)) for sample in random_samples(index, SAMPLED_IMAGES, seed=seed)]
+    images = [(sample, _open(sample)) for sample in random_samples(index, SAMPLED_IMAGES, seed=seed, cache=cache)]
     labels = index.labels[index.labels >= 0]
     return Survey(
         samples=len(index),
@@ -84,25 +88,22 @@ def survey(index: ShardIndex, *, seed: int, num_classes: int | None) -> Survey:
     )
 
 
-def random_samples(index: ShardIndex, count: int, *, seed: int) -> Iterator[Sample]:
+def random_samples(index: ShardIndex, count: int, *, seed: int, cache: ShardCache | None = None) -> Iterator[Sample]:
     """Samples chosen at random without repeats, in the order of the shards.
 
     Raises:
         DataError: If one cannot be read.
+        UnreachableError: If a server does not answer.
     """
     for number in sorted(permutation(len(index), seed)[:count].tolist()):
-        path = index.shards[index.shard_of(number)]
-        assert isinstance(path, Path)
-        yield read_sample(path, int(index.offsets[number]), int(index.sizes[number]), int(index.labels[number]))
+        yield _read(index, number, cache)
 
 
-def read_sample(path: Path, offset: int, size: int, label: int) -> Sample:
-    """The sample at a place in a shard.
-
-    Raises:
-        DataError: If the shard is not what it was when it was indexed.
-    """
-    with path.open("rb") as file:
+def _read(index: ShardIndex, number: int, cache: ShardCache | None) -> Sample:
+    shard = index.shard_of(number)
+    path, version = index.shards[shard], index.version(shard)
+    offset, size, label = (int(array[number]) for array in (index.offsets, index.sizes, index.labels))
+    with open_shard(path, cache, Stat(version.size, version.tag)) as file:
         file.seek(offset)
         data = file.read(size)
     for key, members in read_members(io.BytesIO(data), length=len(data), source=str(path), whole=False):

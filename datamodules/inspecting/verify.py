@@ -6,20 +6,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.problems import DataError
+from configs.problems import DataError, UnreachableError
 from datamodules.bars import Bar, no_bar
 from datamodules.images.decoding import BadSampleError, open_image
 from datamodules.images.encode import UNREADABLE, fault
 from datamodules.indexing.scan import IMAGE_EXTENSIONS, Group, read_label, read_members
 from datamodules.indexing.tar import Member
-from datamodules.making.shards import read_classes, split_of
+from datamodules.inspecting.shards import class_names, folder_of, open_shard, split_name
 from datamodules.processes import in_processes
+from datamodules.storage.cache import CacheFullError, ShardCache
+from datamodules.storage.locations import Shard
 
 KEY_HASH_BYTES = 8
 """Keys that share a hash are compared before they are reported."""
@@ -36,8 +37,9 @@ class Bad(NamedTuple):
 @dataclass(frozen=True)
 class _Task:
     number: int
-    path: Path
+    shard: Shard
     num_classes: int | None
+    cache: ShardCache | None
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class _Found:
 
 
 def verify(
-    shards: Sequence[Path],
+    shards: Sequence[Shard],
     *,
     num_classes: int | None = None,
-    expected: Mapping[Path, int] | None = None,
+    expected: Mapping[Shard, int] | None = None,
+    cache: ShardCache | None = None,
     workers: int = 1,
     bar: Bar = no_bar,
 ) -> tuple[int, list[Bad]]:
@@ -62,18 +65,24 @@ def verify(
         shards: Tar files.
         num_classes: Labels are below it; taken from ``classes.json`` beside a shard if None, and if that exists.
         expected: How many samples shards should have, where a list says so.
+        cache: Through which remote shards are read; needed where there is one.
         workers: Processes, each at one shard.
         bar: Progress in shards.
 
     Returns:
         The number of samples looked at, and all that is bad, in the order of the shards.
+
+    Raises:
+        CacheFullError: If the cache has no room for the shards that are looked at together.
+        UnreachableError: If a server does not answer.
     """
-    named = {folder: read_classes(folder) for folder in {path.parent for path in shards}}
-    counts = {folder: len(names) if names is not None else None for folder, names in named.items()}
-    tasks = [
-        _Task(number, path, counts[path.parent] if num_classes is None else num_classes)
-        for number, path in enumerate(shards)
-    ]
+    first = {folder_of(shard): shard for shard in reversed(shards)}
+    named = {folder: class_names(shard, cache) for folder, shard in first.items()} if num_classes is None else {}
+    tasks = []
+    for number, shard in enumerate(shards):
+        names = named.get(folder_of(shard))
+        count = num_classes if num_classes is not None else len(names) if names is not None else None
+        tasks.append(_Task(number, shard, count, cache))
     results = []
     checking = in_processes(_check, tasks, workers=min(workers, len(tasks)))
     with bar("verifying shards", len(shards)) as advance, closing(checking) as done:
@@ -92,17 +101,21 @@ def verify(
 def _check(task: _Task) -> _Found:
     """Check one shard; what a worker does."""
     keys, bad = list[bytes](), list[Bad]()
-    shard, source = task.path.name, str(task.path)
+    shard, source = task.shard.name, str(task.shard)
     try:
-        with task.path.open("rb") as file:
+        with open_shard(task.shard, task.cache) as file:
             length = os.fstat(file.fileno()).st_size
             for key, members in read_members(file, length=length, source=source):
                 keys.append(key.encode("utf-8", "surrogateescape"))
                 bad += [Bad(shard, key, reason) for reason in _faults(file, members, task.num_classes)]
         if not keys:
             bad.append(Bad(shard, None, "no sample in it"))
+    except CacheFullError:
+        raise
     except DataError as error:
         bad.append(Bad(shard, None, str(error).removeprefix(f"{source}: ")))
+    except UnreachableError:
+        raise
     except OSError as error:
         bad.append(Bad(shard, None, error.strerror or str(error)))
     digests = b"".join(hashlib.blake2b(key, digest_size=KEY_HASH_BYTES).digest() for key in keys)
@@ -143,13 +156,13 @@ def _image_fault(file: BinaryIO, member: Member) -> str | None:
     return None
 
 
-def _repeated(shards: Sequence[Path], results: Sequence[_Found]) -> list[Bad]:
+def _repeated(shards: Sequence[Shard], results: Sequence[_Found]) -> list[Bad]:
     """Samples whose key came before in the same split, in the order of the shards."""
     bad: list[Bad] = []
-    splits: dict[tuple[Path, str], list[_Found]] = {}
+    splits: dict[tuple[str, str], list[_Found]] = {}
     for result in results:
-        path = shards[result.number]
-        splits.setdefault((path.parent, split_of(path)), []).append(result)
+        place = shards[result.number]
+        splits.setdefault((folder_of(place), split_name(place)), []).append(result)
     for found in splits.values():
         hashes = np.concatenate([result.hashes for result in found])
         values, counts = np.unique(hashes, return_counts=True)

@@ -117,12 +117,21 @@ def read_classes(folder: Path) -> list[str] | None:
     file = folder / "classes.json"
     if not file.is_file():
         return None
+    return parse_classes(file.read_bytes(), source=str(file))
+
+
+def parse_classes(contents: bytes, *, source: str) -> list[str]:
+    """The names in a ``classes.json``.
+
+    Raises:
+        DataError: If it is not a list of names.
+    """
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        names = json.loads(contents)
     except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error})") from None
+        raise DataError(f"{source}: not JSON ({error})") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file}: not a list of class names")
+        raise DataError(f"{source}: not a list of class names")
     return names
 
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from configs.problems import DataError
 from datamodules.storage.locations import Url
 from datamodules.storage.locks import file_lock, flock, is_at
-from datamodules.storage.remote import Remote, Stat
+from datamodules.storage.remote import Remote
+from datamodules.storage.stats import Stat
 
 _TEMPORARY = re.compile(r"[0-9a-f]{32}\.(\d+)\.[0-9a-f]{32}\.tmp")
 _LEDGER = "ledger"

@@ -1,5 +1,6 @@
 """Where a shard is kept: a path of this machine, or a URL of a kind that is read."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -61,7 +62,7 @@ def parse_url(text: str) -> Url:
     if protocol == "gcs":
         protocol = "gs"
     if text.startswith("pipe:"):
-        raise DataError(f"shards {text!r}: pipe: would run a command; give a path, or one of {_accepted()}")
+        raise DataError(f"shards {_instead_of_pipe(text)}")
     if protocol not in EXTRAS:
         raise DataError(f"shards {text!r}: a path or one of {_accepted()} is read, not {protocol}://")
     url = Url(f"{protocol}://{rest}")
@@ -71,6 +72,14 @@ def parse_url(text: str) -> Url:
     if not rest.strip("/") or "\0" in text:
         raise DataError(f"shards {text!r}: no file or folder is named")
     return url
+
+
+def _instead_of_pipe(text: str) -> str:
+    """What to say of a command, of which no more is shown than its program: the rest may hold a token."""
+    program = (text.removeprefix("pipe:").split() or [""])[0]
+    inside = re.search(rf"\b(?:{'|'.join(EXTRAS)})://[^\s'\"|;?]+", text)
+    found = f"{inside[0]} itself" if inside else f"a path, or one of {_accepted()}"
+    return f"pipe:{program} …: pipe: would run a command, which is never done; give {found}"
 
 
 def _accepted() -> str:

@@ -10,7 +10,7 @@ from configs.problems import DataError, UnreachableError
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
-from datamodules.storage.remote import Stat
+from datamodules.storage.stats import Stat
 
 if TYPE_CHECKING:
     from datamodules.streaming.source import Plan

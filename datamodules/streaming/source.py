@@ -20,7 +20,7 @@ from datamodules.indexing.index import Int64, ShardIndex
 from datamodules.indexing.scan import LASTING_ERRORS, read_members
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
-from datamodules.storage.remote import Stat
+from datamodules.storage.stats import Stat
 from datamodules.streaming.order import TrainingOrder, evaluation_slice
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.indexing.index import open_index
+from datamodules.indexing.opening import open_index
 from tests.unit.datamodules.archives import BLOCK, END, header
 
 SHARDS, SAMPLES, IMAGE_BYTES = 1024, 1251, 110_000

@@ -1,4 +1,4 @@
-"""Epochs from real servers on loopback: over HTTP that fails in every way, and over S3 (moto's server)."""
+"""Epochs from real servers on loopback: HTTP that fails in every way, S3 (moto's), Google's API and the Hub's."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ import torch
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.storage import remote
+from datamodules.storage import failures, filesystems
 from datamodules.streaming.loaders import Batch
+from tests.clouds import gs_server, hf_server
 from tests.conftest import NUM_CLASSES
 from tests.integration.runs import losses, train
 from tests.ports import free_port
@@ -28,7 +29,7 @@ Build = Callable[..., ImageNetDataModule]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -44,7 +45,14 @@ def build(tmp_path: Path) -> Iterator[Build]:
     """Makes data modules of one rank, set up at the start of a run."""
     made: list[ImageNetDataModule] = []
 
-    def make(place: str, *, train: str = "_info.json#train", val: str = "_info.json#validation", **changes: Any) -> Any:
+    def make(
+        place: str,
+        *,
+        train: str = "_info.json#train",
+        val: str = "_info.json#validation",
+        local_rank: int = 0,
+        **changes: Any,
+    ) -> ImageNetDataModule:
         fields = {
             "train_shards": f"{place}{train}",
             "val_shards": f"{place}{val}",
@@ -62,10 +70,11 @@ def build(tmp_path: Path) -> Iterator[Build]:
         }
         module = ImageNetDataModule(Data.model_validate(fields | changes), seed=0, image_size=16, in_chans=3)
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=0, world_size=1, global_step=0, current_epoch=0, num_nodes=1
+            global_rank=0, local_rank=local_rank, world_size=1, global_step=0, current_epoch=0, num_nodes=1
         )
         made.append(module)
-        module.prepare_data()
+        if local_rank == 0:  # as Lightning does
+            module.prepare_data()
         module.setup("fit")
         return module
 
@@ -207,6 +216,69 @@ def test_the_ranks_of_a_node_fetch_each_shard_once(
     run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="distant")
     assert len(losses(run)) == 9
     assert [server.gets(f"toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+    # Before the scan, and after the download.
+    assert [server.requests["HEAD", f"/toy-train-{i:05d}.tar"] for i in range(5)] == [2] * 5
+    server.requests.clear()
+    train(toy_overrides(**places), runs_dir=tmp_path, run_id="again")
+    assert [server.requests["HEAD", f"/toy-train-{i:05d}.tar"] for i in range(5)] == [1] * 5
+
+
+def test_a_first_index_that_takes_longer_than_a_collective_may_holds_nobody_up(
+    toy_overrides: Callable[..., list[str]], server: FaultyServer, tmp_path: Path
+) -> None:
+    """The first rank scans for at least 40 s, first one split and then the other, while its peer waits."""
+    server.delay_s = 20.0
+    places = {
+        "trainer.devices": 2,
+        "trainer.max_epochs": 1,
+        "fault.timeout_s": 15,
+        "data.num_workers": 1,
+        "data.train_shards": server.url("toy-train-{00000..00004}.tar"),
+        "data.val_shards": server.url("toy-validation-{00000..00001}.tar"),
+        "data.index_dir": tmp_path / "indexes",
+        "data.cache_dir": tmp_path / "cache",
+    }
+    run = train(toy_overrides(**places), runs_dir=tmp_path, run_id="patient")
+    assert len(losses(run)) == 9
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["done"]
+    assert server.most_running == 5
+
+
+def test_a_node_asks_once_for_each_shard_and_its_other_ranks_never(build: Build, server: FaultyServer) -> None:
+    first = build(server.url())
+    server.requests.clear()
+    modules = [build(server.url()), *(build(server.url(), local_rank=rank) for rank in (1, 2))]
+    heads = {path: count for (method, path), count in server.requests.items() if method == "HEAD" and "tar" in path}
+    assert list(heads.values()) == [1] * 7
+    for module in modules:
+        assert module.train_index.digest == first.train_index.digest
+        assert module.train_index.shard_tags == first.train_index.shard_tags
+
+
+def test_a_rank_that_finds_no_index_makes_it(build: Build, server: FaultyServer, tmp_path: Path) -> None:
+    first = build(server.url())
+    empty(tmp_path / "indexes")
+    assert build(server.url(), local_rank=1).train_index.digest == first.train_index.digest
+
+
+def test_a_shard_that_changed_is_indexed_anew_at_the_next_start(build: Build, shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in shards.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    server = FaultyServer(copy)
+    tags = build(server.url()).train_index.shard_tags
+    shard = copy / "toy-train-00002.tar"
+    shard.write_bytes(shard.read_bytes() + bytes(10240))  # a tar may end in more of nothing
+    assert build(server.url(), local_rank=1).train_index.shard_tags == tags  # what the first process has vouched for
+    assert [old == new for old, new in zip(tags, build(server.url()).train_index.shard_tags, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+    server.close()
 
 
 def test_a_run_whose_server_is_away_ends_to_be_retried(
@@ -270,12 +342,12 @@ def test_a_bucket_or_shard_that_is_not_there_is_a_data_error(build: Build, s3: s
 
 def test_an_s3_server_that_is_away_is_unreachable(build: Build, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    remote._filesystem_of.cache_clear()
+    filesystems._filesystem_of.cache_clear()
     try:
         with pytest.raises(UnreachableError, match="1 attempt failed, the last with"):
             build(s3, train="toy-train-{00000..00004}.tar", download_attempts=1)
     finally:
-        remote._filesystem_of.cache_clear()
+        filesystems._filesystem_of.cache_clear()
 
 
 def test_the_index_command_indexes_remote_shards(s3: str, tmp_path: Path) -> None:
@@ -284,3 +356,68 @@ def test_the_index_command_indexes_remote_shards(s3: str, tmp_path: Path) -> Non
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, env=os.environ.copy())
     assert done.returncode == 0, done.stderr
     assert "129 samples in 5 shards" in done.stderr
+
+
+# Google Cloud Storage and Hugging Face's Hub
+
+
+class Cloud(NamedTuple):
+    server: Any
+    url: str
+    media: str
+
+
+@pytest.fixture(params=["gs", "hf"])
+def cloud(request: pytest.FixtureRequest, shards: Path, tmp_path: Path) -> Iterator[Cloud]:
+    """The shards in a folder of a bucket, or of a data set."""
+    root = tmp_path / "served"
+    inside = f"{'images/' if request.param == 'gs' else ''}toy/"
+    (root / inside).mkdir(parents=True)
+    for file in shards.iterdir():
+        if not file.name.startswith("."):
+            (root / inside / file.name).write_bytes(file.read_bytes())
+    with (gs_server if request.param == "gs" else hf_server)(root) as (server, place):
+        media = "/download/storage/v1/b/images/o/toy/" if request.param == "gs" else "/cdn/toy/"
+        yield Cloud(server, f"{place}{inside}", media)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("train_shards", "val_shards"),
+    [("toy-train-{00000..00004}.tar", "toy-validation-*.tar"), ("_info.json#train", "#validation")],
+)
+def test_epochs_from_a_cloud_are_those_of_local_files(
+    train_shards: str, val_shards: str, num_workers: int, build: Build, expected: list[Batch], cloud: Cloud
+) -> None:
+    module = build(cloud.url, train=train_shards, val=val_shards, num_workers=num_workers)
+    found = epochs(module, 2)
+    assert_equal(found, expected)
+    samples = [sample for batch in found for sample in batch.samples.tolist()]
+    assert all(samples.count(sample) in (2, 3) for sample in range(SAMPLES))
+    assert counted(module) == list(range(VALIDATION_SAMPLES))
+    assert [cloud.server.gets(f"{cloud.media[1:]}toy-train-{i:05d}.tar") for i in range(5)] == [1] * 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_from_a_failing_cloud_is_whole(
+    num_workers: int, build: Build, expected: list[Batch], cloud: Cloud, tmp_path: Path
+) -> None:
+    module = build(cloud.url, num_workers=num_workers, val="#validation")
+    empty(tmp_path / "cache")
+    for i, faults in enumerate((["503", "503"], ["truncate"], ["reset", "503"], ["500"], ["503"])):
+        cloud.server.faults[f"{cloud.media}toy-train-{i:05d}.tar"] = faults
+    assert_equal(epochs(module, 2), expected)
+    assert all(not faults for faults in cloud.server.faults.values())
+
+
+def test_a_shard_whose_checksum_is_not_the_clouds_ends_the_epoch(build: Build, cloud: Cloud, tmp_path: Path) -> None:
+    module = build(cloud.url, download_attempts=2)
+    empty(tmp_path / "cache")
+    cloud.server.wrong_md5 = cloud.server.wrong_sha256 = True
+    with pytest.raises(UnreachableError, match=r"2 attempts failed, the last with EOFError: (md5|sha256) is "):
+        epochs(module)
+
+
+def test_a_shard_that_a_cloud_lacks_is_one_clear_error(build: Build, cloud: Cloud) -> None:
+    with pytest.raises(DataError, match=r"toy-train-00099\.tar: FileNotFoundError"):
+        build(cloud.url, train="toy-train-{00000..00004}.tar::" + cloud.url + "toy-train-00099.tar")

@@ -92,7 +92,7 @@ def expected(shards: Path) -> list[Batch]:
         shuffle_window_shards=2,
     )
     module = ImageNetDataModule(data, seed=0, image_size=16, in_chans=3)
-    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0)  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(global_rank=0, local_rank=0, world_size=1, global_step=0, current_epoch=0)  # type: ignore[assignment]
     module.setup("fit")
     return train(module, 3)
 

@@ -19,14 +19,10 @@ import pytest
 import webdataset as wds
 
 from configs.problems import DataError
-from datamodules.indexing.index import (
-    ShardIndex,
-    build_index,
-    index_file,
-    load_index,
-    open_index,
-    save_index,
-)
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.index_files import index_file, load_index, save_index
+from datamodules.indexing.opening import open_index
 from datamodules.indexing.scan import scan_shard, split_name
 from tests.conftest import picture
 from tests.unit.datamodules.archives import gnu_tar, run_gnu_tar, write_samples, write_tar

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from configs.problems import DataError
-from datamodules.indexing import index as index_module
+from datamodules.indexing import opening
 from datamodules.indexing import scan as scan_module
-from datamodules.indexing.index import ShardIndex, build_index, index_file, open_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.index_files import index_file
 from datamodules.indexing.journal import Journal
+from datamodules.indexing.opening import open_index
 from datamodules.indexing.scan import Scan, scan_shard
 from datamodules.indexing.splits import open_split
 from datamodules.indexing.urls import find_shards
@@ -290,5 +293,13 @@ def test_an_index_of_an_earlier_release_is_read(folder: Path, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(index_module, "build_index", refuse)
+    monkeypatch.setattr(opening, "build_index", refuse)
     assert_same_samples(open_index(paths(folder)), made)
+
+
+def test_what_was_vouched_for_is_still_checked_where_it_is_local(folder: Path, index_dir: str) -> None:
+    old = open_index(paths(folder), index_dir=index_dir)
+    write_samples(paths(folder)[1], 7)
+    found = open_index(paths(folder), index_dir=index_dir, vouched=True)
+    assert found.shard_samples[1] == 7
+    assert found.shard_samples.tolist() != old.shard_samples.tolist()

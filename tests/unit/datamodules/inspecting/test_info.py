@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PilImage
 
 from configs.problems import DataError
-from datamodules.indexing.index import build_index
+from datamodules.indexing.building import build_index
 from datamodules.inspecting.contact_sheet import MARGIN, WIDTH, contact_sheet
 from datamodules.inspecting.survey import Sample, histogram, quantiles, random_samples, survey
 from tests.conftest import picture

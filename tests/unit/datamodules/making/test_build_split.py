@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from configs.problems import DataError
-from datamodules.indexing.index import build_index
+from datamodules.indexing.building import build_index
 from datamodules.making.build import build_split
 from datamodules.making.listing import list_image_folder
 from datamodules.making.shard import Settings

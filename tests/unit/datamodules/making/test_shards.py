@@ -18,7 +18,7 @@ from timm.data.readers.reader_wds import ReaderWds, _load_info, _parse_split_inf
 
 from configs.problems import DataError
 from datamodules import digits
-from datamodules.indexing.index import build_index
+from datamodules.indexing.building import build_index
 from datamodules.making.shards import Image, write_classes, write_split
 from tests.conftest import pictures
 

@@ -14,11 +14,13 @@ import pytest
 
 from configs.batches import BatchLayout
 from configs.problems import DataError, UnreachableError
-from datamodules.indexing.index import ShardIndex, build_index
-from datamodules.storage import remote
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
+from datamodules.storage import failures, transfer
 from datamodules.storage.cache import CacheFullError, ShardCache
 from datamodules.storage.locations import Url
-from datamodules.storage.remote import Remote, Stat
+from datamodules.storage.remote import Remote
+from datamodules.storage.stats import Stat
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 from datamodules.streaming.source import EvaluationPlan, TrainingPlan
@@ -43,7 +45,7 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_its_setting(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote, "_transfer", full)
+    monkeypatch.setattr(transfer.Transfer, "attempt", full)
     with pytest.raises(DataError, match=r"data\.cache_dir .* cannot be used: No space left on device"):
         made().open(*shard)
     assert kept(made()) == []

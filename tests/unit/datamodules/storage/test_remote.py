@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from configs.problems import DataError, UnreachableError
-from datamodules.storage import remote
+from datamodules.storage import failures, filesystems, stats, transfer
 from datamodules.storage.locations import Url, parse_url
-from datamodules.storage.remote import Remote, Stat
+from datamodules.storage.remote import Remote
+from datamodules.storage.stats import Stat
 from tests.web import FaultyServer
 
 CONTENTS = os.urandom(300_000)
@@ -30,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
 
 
 def download(server: FaultyServer, tmp_path: Path, *, attempts: int = 4, timeout_s: float = 5.0) -> bytes:
@@ -142,10 +144,14 @@ def test_a_download_that_fails_draws_nothing_from_the_global_generator(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url().rstrip("/"))
+    (server.folder / "b").mkdir()
+    (server.folder / "b" / "a.tar").write_bytes(CONTENTS)
+    access = Remote(attempts=3, timeout_s=20)
+    expected = access.stat(url)
     server.always["/b/a.tar"] = "503"
     state = random.getstate()
     with pytest.raises(UnreachableError, match="3 attempts failed"):
-        Remote(attempts=3, timeout_s=20).download(url, file, Stat(1, ""))
+        access.download(url, file, expected)
     assert random.getstate() == state
     assert server.gets("b/a.tar") >= 3
 
@@ -154,7 +160,7 @@ def test_a_full_disk_is_no_servers_fault(server: FaultyServer, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote, "_transfer", full)
+    monkeypatch.setattr(transfer.Transfer, "attempt", full)
     with pytest.raises(OSError, match="No space left"):
         download(server, tmp_path)
 
@@ -178,6 +184,9 @@ def test_urls_have_a_name_and_a_folder(text: str, name: str, folder: str) -> Non
     [
         ("pipe:cat /etc/passwd", "pipe: would run a command"),
         ("pipe://cat", "pipe: would run a command"),
+        ("pipe:hdfs cat /a.tar", "pipe:hdfs …: .* give a path, or one of http://, https://, s3://, gs://, hf://"),
+        ("pipe:aws s3 cp 's3://bucket/a.tar' -", "give s3://bucket/a.tar itself$"),
+        ("pipe:curl -sL https://host/a.tar?token=secret || true", "give https://host/a.tar itself$"),
         ("ftp://host/a.tar", "is read, not ftp://"),
         ("memory://a.tar", "is read, not memory://"),
         ("s3://bucket/../other/a.tar", r"with \.\. in its path"),
@@ -190,13 +199,20 @@ def test_urls_of_other_kinds_are_refused(text: str, what: str) -> None:
         parse_url(text)
 
 
+def test_a_command_is_not_repeated_for_it_may_hold_a_token() -> None:
+    with pytest.raises(DataError) as refused:
+        parse_url("pipe:curl -H 'Authorization: Bearer secret' https://host/a.tar?token=secret")
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
 def test_a_missing_extra_is_named(protocol: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object, **__: object) -> None:
         raise ImportError
 
-    monkeypatch.setattr(remote.fsspec, "filesystem", absent)
-    remote._filesystem_of.cache_clear()
+    monkeypatch.setattr(filesystems.fsspec, "filesystem", absent)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    filesystems._filesystem_of.cache_clear()
     with pytest.raises(DataError, match=rf"{protocol}:// cannot be read here: pip install 'effnet\[{extra}\]'"):
         Remote().stat(Url(f"{protocol}://bucket/a.tar"))
 
@@ -204,7 +220,7 @@ def test_a_missing_extra_is_named(protocol: str, extra: str, monkeypatch: pytest
 def test_tags_are_those_of_any_server() -> None:
     url = Url("s3://bucket/a.tar")
     for info in ({"ETag": '"abc"'}, {"etag": "abc"}, {"ETag": 'W/"abc"'}, {"md5Hash": "abc"}, {"Last-Modified": "abc"}):
-        assert remote._stat(url, {"size": 3, **info}) == Stat(3, "abc")
-    assert remote._stat(url, {"size": 3}) == Stat(3, "")
+        assert stats.stat_of(url, {"size": 3, **info}) == Stat(3, "abc")
+    assert stats.stat_of(url, {"size": 3}) == Stat(3, "")
     with pytest.raises(DataError, match="does not say how large"):
-        remote._stat(url, {"size": None})
+        stats.stat_of(url, {"size": None})

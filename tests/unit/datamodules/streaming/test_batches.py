@@ -11,7 +11,8 @@ import torch
 
 from configs.batches import BatchLayout
 from configs.schema import Data
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
 from datamodules.streaming import batch_memory
 from datamodules.streaming.batch_memory import BatchMemory, SlotOfBatch

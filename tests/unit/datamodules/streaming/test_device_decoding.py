@@ -123,7 +123,7 @@ def build(mixed: Path) -> Iterator[Build]:
             "decoder": decoder,
         }
         module = ImageNetDataModule(Data.model_validate(fields | changes), seed=3, image_size=SIZE, in_chans=3)
-        where = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0)
+        where = SimpleNamespace(global_rank=0, local_rank=0, world_size=1, global_step=0, current_epoch=0)
         module.trainer = where  # type: ignore[assignment]
         made.append(module)
         module.setup("fit")

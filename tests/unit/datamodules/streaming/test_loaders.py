@@ -16,7 +16,8 @@ import torch
 from configs.batches import BatchLayout
 from configs.problems import DataError
 from configs.schema import Augmentation, Data
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
 from datamodules.streaming.loaders import Batch, Collate, EpochLoader, EvaluationLoader, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
@@ -176,7 +177,7 @@ def unclosed(index: ShardIndex) -> EvaluationLoader:
 LEAVES_WORKERS = """
 import sys
 from pathlib import Path
-from datamodules.indexing.index import build_index
+from datamodules.indexing.building import build_index
 from tests.unit.datamodules.streaming.test_loaders import training_stream, unclosed
 from datamodules.indexing.urls import expand
 index = build_index(expand(sys.argv[1]))

@@ -9,7 +9,8 @@ import pytest
 import webdataset as wds
 
 from configs.problems import DataError
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardReader, ShardSource
 from tests.conftest import picture
 from tests.unit.datamodules.archives import gnu_tar, run_gnu_tar, write_samples, write_tar

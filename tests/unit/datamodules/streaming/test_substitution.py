@@ -10,7 +10,8 @@ import torch
 from configs.batches import BatchLayout
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.indexing.index import ShardIndex, build_index
+from datamodules.indexing.building import build_index
+from datamodules.indexing.index import ShardIndex
 from datamodules.streaming.loaders import Batch, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import ShardSource, TrainingPlan
