@@ -3,14 +3,14 @@
 All on this machine's CPU, in one run.
 
 - `stall_share_b0`, `stall_share_b7`: what a save takes of training's time when there is one every 1,000 steps: the
-  measured time from a save's beginning until training goes on (weights, RMSprop's two states and the average are copied,
-  the writing goes on beside it), over 1,000 steps of B0 on one A100 at 128 images (2,489 images a second, published by
-  NVIDIA for PyTorch with mixed precision). Steps of B7 take longer: for it, that is the severer measure. On a GPU the copy
-  goes over PCIe into pinned memory in place of from memory to memory.
+  measured time from a save's beginning until training goes on (weights, RMSprop's two states and the average are
+  copied, the writing goes on beside it), over 1,000 steps of B0 on one A100 at 128 images (2,489 images a second,
+  published by NVIDIA for PyTorch with mixed precision). Steps of B7 take longer: for it, that is the severer measure.
+  On a GPU the copy goes over PCIe into pinned memory in place of from memory to memory.
 - `resume_vs_fresh_start`: time from the start of `effnet fit` to the first step's row of metrics, going on from a
   checkpoint, over that of a run that begins.
-- `per_step_share`: what a step costs for the agreement of two ranks (gloo) on signals and for the watchdog, over the same
-  B0 step.
+- `per_step_share`: what a step costs for the agreement of two ranks (gloo) on signals and for the watchdog, over the
+  same B0 step.
 
     python -m benchmarks.checkpoint [--quick]
 """
@@ -91,8 +91,8 @@ def finished(run: RunDirectory, overrides: list[str]) -> RunDirectory:
 def stall_share(folder: Path, model: str, *, saves: int) -> float:
     """Of training's time, what saves take; the first, which makes its memory, is left out."""
     run = RunDirectory(folder / f"stall-{model}")
-    changes = {"checkpoint__every_n_steps": 4, "trainer__max_steps": 4 * (saves + 1), "checkpoint__keep_last": saves + 1}
-    finished(run, settings(folder, model__name=model, **changes))
+    changes = {"trainer__max_steps": 4 * (saves + 1), "checkpoint__keep_last": saves + 1}
+    finished(run, settings(folder, model__name=model, checkpoint__every_n_steps=4, **changes))
     manifests = [json.loads(file.read_text()) for file in sorted(run.checkpoints.glob("step-*/manifest.json"))]
     shutil.rmtree(run.path)
     stalls = [manifest["stall_s"] for manifest in manifests[1:]]
