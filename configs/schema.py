@@ -29,7 +29,9 @@ class Augmentation(Section):
     """Random transforms of training images: timm's and torchvision's, crop and resize made faster."""
 
     enabled: bool = True
-    """Off: images are resized and cropped as in evaluation."""
+    """Off: no random crop, flip, rotation, colour jitter or auto_augment (the last three are refused beside it, as is
+    random_erasing_prob). The largest centred square is resized; evaluation's crop_pct has no effect. Mixup and CutMix
+    are `loss.*`'s."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
     """Share of the image's area that RandomResizedCrop takes (Inception; torchvision's default)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
@@ -91,7 +93,8 @@ class Data(Section):
     cache_bytes: PositiveInt = 64 * 1024**3
     """Most bytes of remote shards kept on a node; those used longest ago give way."""
     prefetch_shards: NonNegativeInt = 4
-    """Remote shards that each loader process fetches ahead of the one it reads; 0 is off."""
+    """Remote shards that each loader process fetches ahead of the one it reads; 0 is off. All processes of a node share
+    what is fetched. In a cache that holds little more than is read at once, it makes shards come more than once."""
     download_attempts: PositiveInt = 8
     """Times that a request to a server is tried, at intervals that grow to 30 s, before the run stops to be retried."""
     download_timeout_s: PositiveFloat = 60.0
