@@ -45,10 +45,11 @@ from configs.batches import BatchLayout
 from configs.schema import Augmentation, Data
 from datamodules.indexing.index import ShardIndex, build_index
 from datamodules.indexing.urls import expand
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
-from datamodules.streaming.transforms import Decode, evaluation_transform, training_transform
+from datamodules.streaming.transforms import evaluation_transform, training_transform
 
 BATCH, SIZE = 64, 224
 IMAGE_BYTES = 3 * SIZE * SIZE

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.streaming.batch_memory import BatchMemory
+from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardSource
-from datamodules.streaming.transforms import Decoded
 
 _SLOTS_IN_USE = 2
 """Batches of each worker that the training process may be at work on while the next are made."""

@@ -15,10 +15,11 @@ from datamodules.indexing.index import ShardIndex, build_index
 from datamodules.indexing.urls import expand
 from datamodules.streaming import batch_memory
 from datamodules.streaming.batch_memory import BatchMemory, SlotOfBatch
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import ShardSource, TrainingPlan
-from datamodules.streaming.transforms import Decode, training_transform
+from datamodules.streaming.transforms import training_transform
 
 SIZE = 16
 

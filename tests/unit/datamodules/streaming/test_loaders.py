@@ -19,11 +19,12 @@ from configs.problems import DataError
 from configs.schema import Augmentation, Data
 from datamodules.indexing.index import ShardIndex, build_index
 from datamodules.indexing.urls import expand
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, EpochLoader, EvaluationLoader, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import Decode, evaluation_transform, training_transform
+from datamodules.streaming.transforms import evaluation_transform, training_transform
 from tests.conftest import picture
 from tests.unit.datamodules.archives import write_tar
 
