@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision.transforms import (
     CenterCrop,
@@ -86,6 +86,18 @@ def test_evaluation_is_timms_for_images_of_any_shape(size: tuple[int, int], imag
     ours = evaluation_transform(data(crop_pct=crop_pct), image_size)(open_image(encoded(image, "PNG"), "RGB"))
     options = {"crop_pct": crop_pct, "interpolation": "bicubic", "use_prefetcher": True}
     assert difference(ours, create_transform(image_size, is_training=False, **options)(image)) < 1
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_images_stored_on_their_side_are_seen_upright_where_timms_reader_leaves_them(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    contents = encoded(photograph("coffee", 600, 400), "JPEG", quality=95, exif=exif)
+    ours = evaluation_transform(data(), 224)(open_image(contents, "RGB"))
+    stored = Image.open(io.BytesIO(contents))
+    timms = create_transform(224, is_training=False, interpolation="bicubic", use_prefetcher=True)
+    assert difference(ours, timms(ImageOps.exif_transpose(stored))) < 0.5
+    assert difference(ours, timms(stored)) > 10
 
 
 def test_evaluation_is_resize_and_centre_crop_of_torchvision() -> None:
