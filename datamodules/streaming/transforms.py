@@ -1,9 +1,12 @@
 """The transforms of training and evaluation, from their settings. What changes colours or turns an image is timm's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import posterize
 from torchvision.transforms import InterpolationMode, RandomRotation, TrivialAugmentWide
 
 from configs.schema import Data
@@ -50,7 +53,23 @@ def _pil_transforms(data: Data, image_size: int) -> list[PilTransform]:
         use_prefetcher=True,  # leaves the image in uint8: normalisation is the device's
         separate=True,
     )
+    for policy in colours.transforms:
+        sub_policies = getattr(policy, "policy", [getattr(policy, "ops", ())])
+        for operation in (each for sub_policy in sub_policies for each in sub_policy):
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
     return [*found, *colours.transforms]
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """timm's, also where a policy keeps no bit, as rand-m9-mstd0.5-inc1 does now and then: that is black.
+
+    Pillow drew it so before it began to refuse 0 bits; now timm's own ends in an error.
+    """
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    found: Image.Image = posterize(image, bits_to_keep, **options)
+    return found
 
 
 def channel_statistics(data: Data, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

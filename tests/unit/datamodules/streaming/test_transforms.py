@@ -118,6 +118,16 @@ def test_evaluation_draws_no_random_number() -> None:
 # Training
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-inc1-p1", "rand-m0-p1", "rand-m9-mstd0.5-inc1-n9", "v0", "augmix-m10"])
+def test_policies_that_keep_no_bit_of_an_image_give_black(policy: str) -> None:
+    """Pillow refuses 0 bits, by which timm's own posterize ends training at such an image."""
+    transform = training_transform(data(augmentation=Augmentation(auto_augment=policy)), 16)
+    image = open_image(picture(1), "RGB")
+    for epoch in range(300):
+        seed_everything(1, AUGMENTATION, epoch, 0)
+        assert transform(image).shape == (3, 16, 16)
+
+
 def both(ours: Transform, theirs: Callable[[Image.Image], Any], contents: bytes, epochs: int) -> list[float]:
     """Differences where both draw from the same state."""
     found = []
