@@ -45,7 +45,14 @@ class Augmentation(Section):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation in degrees, either way, drawn evenly (torchvision's RandomRotation, bilinear); 0 is off."""
     auto_augment: (
-        Annotated[str, Field(pattern=r"^((rand|augmix|original|originalr|v0|v0r|3a)(-|$)|trivial$)")] | None
+        Annotated[
+            str,
+            Field(
+                pattern=r"^(rand(-([mn]\d+|mmax\d+|mstd\d+(\.\d+)?|inc[01]|p(0?\.\d+|[01](\.0+)?)|t(weights|3aw?)))*"
+                r"|augmix(-([mwd]\d+|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?|trivial)$"
+            ),
+        ]
+        | None
     ) = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
@@ -109,7 +116,7 @@ class Data(Section):
     them too (torchvision's decode_jpeg). Pixels differ a little. Other images are decoded by the loader processes."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_pct: Annotated[float, Field(ge=0.01, le=1)] = 0.875
     """Share of the resized short side that the evaluation crop takes."""
     mean: tuple[float, ...] | None = None
     """Channel means in 0..1, subtracted on the device; None is ImageNet's (their average for one channel)."""

@@ -66,7 +66,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.I
 
     Pillow drew it so before it began to refuse 0 bits; now timm's own ends in an error.
     """
-    if bits_to_keep == 0:
+    if bits_to_keep <= 0:  # below it with mmax above 10
         return Image.new(image.mode, image.size)
     found: Image.Image = posterize(image, bits_to_keep, **options)
     return found

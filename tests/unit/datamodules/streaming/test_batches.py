@@ -54,6 +54,20 @@ def test_images_lie_in_memory_as_the_network_wants_them(
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("image_bytes", [None, 3 * SIZE * SIZE])
+def test_batches_for_a_gpu_are_pinned_and_otherwise_the_same(
+    num_workers: int, image_bytes: int | None, index: ShardIndex, expected: list[Batch]
+) -> None:
+    with stream(index, num_workers, image_bytes=image_bytes, pin_memory=True) as batches:
+        found = list(batches.take(40))
+    assert all(tensor.is_pinned() for batch in found for tensor in batch)
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in found)
+    assert_equal(found, expected)
+
+
 @pytest.fixture(scope="module")
 def expected(index: ShardIndex) -> list[Batch]:
     with stream(index, 0, image_bytes=None) as batches:

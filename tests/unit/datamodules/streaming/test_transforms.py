@@ -118,7 +118,9 @@ def test_evaluation_draws_no_random_number() -> None:
 # Training
 
 
-@pytest.mark.parametrize("policy", ["rand-m10-inc1-p1", "rand-m0-p1", "rand-m9-mstd0.5-inc1-n9", "v0", "augmix-m10"])
+@pytest.mark.parametrize(
+    "policy", ["rand-m10-inc1-p1", "rand-m0-p1", "rand-m9-mstd0.5-inc1-n9", "rand-m20-mmax20-inc1", "v0", "3a"]
+)
 def test_policies_that_keep_no_bit_of_an_image_give_black(policy: str) -> None:
     """Pillow refuses 0 bits, by which timm's own posterize ends training at such an image."""
     transform = training_transform(data(augmentation=Augmentation(auto_augment=policy)), 16)
