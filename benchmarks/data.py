@@ -46,10 +46,11 @@ from configs.schema import Augmentation, Data
 from datamodules.indexing.building import build_index
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
-from datamodules.streaming.transforms import Decode, evaluation_transform, training_transform
+from datamodules.streaming.transforms import evaluation_transform, training_transform
 
 BATCH, SIZE = 64, 224
 IMAGE_BYTES = 3 * SIZE * SIZE

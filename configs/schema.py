@@ -29,7 +29,9 @@ class Augmentation(Section):
     """Random transforms of training images: timm's and torchvision's, crop and resize made faster."""
 
     enabled: bool = True
-    """Off: images are resized and cropped as in evaluation."""
+    """Off: no random crop, flip, rotation, colour jitter or auto_augment (the last three are refused beside it, as is
+    random_erasing_prob). The largest centred square is resized; evaluation's crop_pct has no effect. Mixup and CutMix
+    are `loss.*`'s."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
     """Share of the image's area that RandomResizedCrop takes (Inception; torchvision's default)."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
@@ -43,7 +45,14 @@ class Augmentation(Section):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation in degrees, either way, drawn evenly (torchvision's RandomRotation, bilinear); 0 is off."""
     auto_augment: (
-        Annotated[str, Field(pattern=r"^((rand|augmix|original|originalr|v0|v0r|3a)(-|$)|trivial$)")] | None
+        Annotated[
+            str,
+            Field(
+                pattern=r"^(rand(-([mn]\d+|mmax\d+|mstd\d+(\.\d+)?|inc[01]|p(0?\.\d+|[01](\.0+)?)|t(weights|3aw?)))*"
+                r"|augmix(-([mwd]\d+|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?|trivial)$"
+            ),
+        ]
+        | None
     ) = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
@@ -91,7 +100,8 @@ class Data(Section):
     cache_bytes: PositiveInt = 64 * 1024**3
     """Most bytes of remote shards kept on a node; those used longest ago give way."""
     prefetch_shards: NonNegativeInt = 4
-    """Remote shards that each loader process fetches ahead of the one it reads; 0 is off."""
+    """Remote shards that each loader process fetches ahead of the one it reads; 0 is off. All processes of a node share
+    what is fetched. In a cache that holds little more than is read at once, it makes shards come more than once."""
     download_attempts: PositiveInt = 8
     """Times that a request to a server is tried, at intervals that grow to 30 s, before the run stops to be retried."""
     download_timeout_s: PositiveFloat = 60.0
@@ -106,7 +116,7 @@ class Data(Section):
     them too (torchvision's decode_jpeg). Pixels differ a little. Other images are decoded by the loader processes."""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     """Resizing filter; `random` draws bilinear or bicubic in training and means bicubic in evaluation."""
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_pct: Annotated[float, Field(ge=0.01, le=1)] = 0.875
     """Share of the resized short side that the evaluation crop takes."""
     mean: tuple[float, ...] | None = None
     """Channel means in 0..1, subtracted on the device; None is ImageNet's (their average for one channel)."""

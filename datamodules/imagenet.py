@@ -15,6 +15,8 @@ from configs.schema import Data
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
+from datamodules.streaming.crops import CenterCrop, RandomCrop
+from datamodules.streaming.decode import Decode, Decoded
 from datamodules.streaming.device_decoding import DeviceDecoder
 from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithEpoch
 from datamodules.streaming.loaders import (
@@ -28,15 +30,7 @@ from datamodules.streaming.loaders import (
 from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardReader, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import (
-    CenterCrop,
-    Decode,
-    Decoded,
-    RandomCrop,
-    Transform,
-    evaluation_transform,
-    training_transform,
-)
+from datamodules.streaming.transforms import Transform, evaluation_transform, training_transform
 
 FIRST_FORMAT = ("epoch", "samples_consumed", "seed", "index_hash", "order_version")
 """What every position has, those of old checkpoints too."""

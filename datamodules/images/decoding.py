@@ -1,5 +1,8 @@
 """From the bytes of an image to pixels: what the file holds decides, never its name.
 
+Images come upright, as EXIF says: as people see them, and as ``effnet shards build --resize`` writes them. timm's
+reader and torchvision's ImageFolder leave them as they are stored: where images have such a tag, results differ.
+
 JPEGs in colour or grey go to libjpeg-turbo, whose pixels are Pillow's to the bit in less time, and which can leave out
 what a crop does not show; all else (PNG, WebP, GIF, BMP, CMYK, 16 bits, images that EXIF says lie on their side, JPEGs
 with flaws that Pillow overlooks) goes to Pillow. Nothing is decoded before its header has said how large it is.
@@ -44,8 +47,9 @@ _SAME_AS_PILLOW = ("YCbCr", "Gray", "RGB")
 _JPEG_START, _EXIF_START, _APP1, _START_OF_SCAN = b"\xff\xd8\xff", b"Exif\0\0", b"\xe1", b"\xda"
 _JPEG_END = b"\xff\xd9"
 _BEGINNINGS = {_JPEG_START: "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_DAMAGED_EXIF = (*_UNREADABLE, KeyError, TypeError, struct.error)
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a damaged image."""
+_DAMAGED_EXIF = (*UNREADABLE, KeyError, TypeError, struct.error)
 
 
 class BadSampleError(DataError):
@@ -116,27 +120,27 @@ class _Other:
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
             raise BadSampleError(f"not a readable image ({unknown_format(data)})") from None
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
         width, height = self._image.size
         _check_size(width, height)
         self._mode = mode
         if self._image.format == "PNG":
             self._load()  # EXIF data may follow the pixels: asking for it loads them, and hides that they are damaged
-        self._upright = _orientation(self._image)
+        self._upright = orientation(self._image)
         self.size = (height, width) if self._upright in SIDEWAYS else (width, height)
 
     def _load(self) -> None:
         try:
             self._image.load()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
 
     def pixels(self, box: Box | None = None, divisor: int = 1) -> Pixels:
         self._load()
         try:
-            image = _in_8_bits(self._image).convert(self._mode)
-        except _UNREADABLE as error:
+            image = in_8_bits(self._image).convert(self._mode)
+        except UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
         if self._upright is not None:
             image = image.transpose(self._upright)
@@ -192,8 +196,8 @@ def _is_upright(jpeg: bytes) -> bool:
     if not _may_have_exif(jpeg):
         return True
     try:
-        return _orientation(Image.open(io.BytesIO(jpeg), formats=("JPEG",))) is None
-    except _UNREADABLE:
+        return orientation(Image.open(io.BytesIO(jpeg), formats=("JPEG",))) is None
+    except UNREADABLE:
         return False
 
 
@@ -210,16 +214,16 @@ def _may_have_exif(jpeg: bytes) -> bool:
     return True
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
+def orientation(image: Image.Image) -> Image.Transpose | None:
     """What turns an image upright; None where it is upright or nothing is known."""
     try:
-        orientation: Any = image.getexif().get(ORIENTATION_TAG)
-        return UPRIGHT.get(orientation)
+        value: Any = image.getexif().get(ORIENTATION_TAG)
+        return UPRIGHT.get(value)
     except _DAMAGED_EXIF:
         return None
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
+def in_8_bits(image: Image.Image) -> Image.Image:
     """Grey images of 16 bits keep their upper 8: Pillow's own conversion makes all above 255 white."""
     if not image.mode.startswith("I;16"):
         return image

@@ -1,21 +1,17 @@
 """The bytes of an image as a shard holds them: as they are, or smaller. Their extension follows what they are."""
 
 import io
-import struct
 import warnings
 from functools import cache
 
-import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageCms, UnidentifiedImageError
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS, ORIENTATION_TAG, UPRIGHT, unknown_format
+from datamodules.images.decoding import FORMATS, UNREADABLE, in_8_bits, orientation, unknown_format
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """MPO is a JPEG with more pictures after the first."""
-UNREADABLE = (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError)
-"""What Pillow raises for a damaged image."""
 DEFAULT_QUALITY = 90
 GREY_MODES = ("1", "L", "LA", "I", "F")
 DRAFT_FACTOR = 2
@@ -70,26 +66,16 @@ def _shrunk(image: PilImage.Image, short_side: int) -> PilImage.Image:
     width, height = (max(short_side, round(side * scale)) for side in image.size)
     image.draft(None, (width * DRAFT_FACTOR, height * DRAFT_FACTOR))
     image.load()  # before EXIF data is asked for: a PNG would load for that, and load a second time without an error
-    turn = UPRIGHT.get(_orientation(image) or 1)
+    turn = orientation(image)
     plain = _plain(image)
     small = plain.resize((width, height), PilImage.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
     coloured = _in_srgb(small, image.info.get("icc_profile"))
     return coloured if turn is None else coloured.transpose(turn)
 
 
-def _orientation(image: PilImage.Image) -> int | None:
-    """The EXIF orientation; damaged EXIF data has none, and harms no pixel."""
-    try:
-        value = image.getexif().get(ORIENTATION_TAG)
-    except (*UNREADABLE, KeyError, TypeError, struct.error):
-        return None
-    return value if isinstance(value, int) else None
-
-
 def _plain(image: PilImage.Image) -> PilImage.Image:
     """Grey, CMYK or RGB of 8 bits, which can be resized and have a profile of their own."""
-    if image.mode.startswith("I;16"):  # Pillow's own conversion makes all above 255 white
-        return PilImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = in_8_bits(image)
     if image.mode in GREY_MODES:
         return image.convert("L")
     return image if image.mode in ("CMYK", "RGB") else image.convert("RGB")

@@ -31,6 +31,8 @@ Group = list[tuple[str, tar.Member]]
 _MANY = 64
 """Shards for which it pays to start processes, which takes about a second."""
 _DOWNLOADS = 8
+MAX_SAMPLE_BYTES = 1 << 30
+"""Of a sample with all that belongs to it, which is read into memory at once."""
 PICKLES = frozenset({"pickle", "pkl", "pyd", "pt", "pth"})
 """Extensions that webdataset's decoders unpickle, which runs whatever is in them."""
 
@@ -116,7 +118,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _is_pickle(extension: str) -> bool:
-    return extension.rpartition(".")[2] in PICKLES
+    return not PICKLES.isdisjoint(extension.split("."))  # webdataset unpacks a.pkl.gz, and then unpickles it
 
 
 def read_members(data: BinaryIO, *, length: int, source: str, whole: bool = True) -> Iterator[tuple[str, Group]]:
@@ -160,13 +162,16 @@ def scan_shard(path: Path) -> Scan:
 
 def _scan(file: BinaryIO, version: Version, *, source: str, dali: str | None) -> Scan:
     scan = Scan(version, [], [], [])
-    groups = _groups_by_dali(file, dali) if dali is not None else None
+    groups = _groups_by_dali(file, dali, length=version.size) if dali is not None else None
     for key, group in groups or read_members(file, length=version.size, source=source):
         if not _is_sample(key, [extension for extension, _ in group], source):
             continue
         start = group[0][1].offset
+        size = group[-1][1].end - start
+        if size > MAX_SAMPLE_BYTES:
+            raise DataError(f"{source}: sample {key} has {size:,} bytes, more than {MAX_SAMPLE_BYTES:,}: refused")
         scan.offsets.append(start)
-        scan.sizes.append(group[-1][1].end - start)
+        scan.sizes.append(size)
         scan.labels.append(read_label(file, group, f"{source}: sample {key}"))
     if not scan.offsets:
         raise DataError(f"{source}: no sample in it")
@@ -192,7 +197,7 @@ def _dali_text(path: Path, stat: os.stat_result) -> str | None:
     return None
 
 
-def _groups_by_dali(file: BinaryIO, text: str) -> list[tuple[str, Group]] | None:
+def _groups_by_dali(file: BinaryIO, text: str, *, length: int) -> list[tuple[str, Group]] | None:
     """What ``read_members`` gives, without reading the headers; None where the index does not fit the shard."""
     samples = parse_dali(text)
     groups: list[tuple[str, Group]] = []
@@ -207,11 +212,13 @@ def _groups_by_dali(file: BinaryIO, text: str) -> list[tuple[str, Group]] | None
         if len(keys) != 1 or (groups and key == groups[-1][0]):
             return None
         groups.append((key, group))
-    return groups if groups and _is_last(file, groups[-1][1][-1][1]) else None
+    return groups if groups and _is_last(file, groups[-1][1][-1][1], length=length) else None
 
 
-def _is_last(file: BinaryIO, member: tar.Member) -> bool:
-    """Whether an archive ends with this member."""
+def _is_last(file: BinaryIO, member: tar.Member, *, length: int) -> bool:
+    """Whether an archive of that length ends with this member."""
+    if member.end - member.offset > min(length, MAX_SAMPLE_BYTES):
+        return False
     file.seek(member.offset)
     tail = file.read(member.end - member.offset + tar.BLOCK)
     try:

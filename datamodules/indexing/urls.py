@@ -1,8 +1,11 @@
 """From what a user writes for shards to a list of files and URLs."""
 
+import errno
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,11 @@ from datamodules.storage.locations import Shard, Url, is_remote, parse_url
 from datamodules.storage.remote import Remote
 
 INFO = "_info.json"
+MAX_NAMES = 1_000_000
+"""That one brace pattern may stand for: more are a slip, and would fill the memory."""
+_RANGE = re.compile(r"\{(-?[0-9]{1,99})\.\.(-?[0-9]{1,99})(?=\.\.|\})")
+SHOWN = 80
+"""Characters of a name that is too long."""
 
 
 class Expected(NamedTuple):
@@ -72,7 +80,14 @@ class _Search(NamedTuple):
         if not part.strip():
             raise DataError("an empty name among the shards")
         local = part.removeprefix("file://").removeprefix("file:")
-        found = self._remote(part, in_list=in_list) if is_remote(local) else self._local(local, in_list=in_list)
+        try:
+            found = self._remote(part, in_list=in_list) if is_remote(local) else self._local(local, in_list=in_list)
+        except UnicodeDecodeError as error:
+            raise DataError(f"list of shards {part}: not a text in UTF-8 ({error})") from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise DataError(f"shards {part[:SHOWN]!r}…: {error.strerror}") from None
         if not found:
             raise DataError(f"shards {part!r} match no file")
         return found
@@ -82,7 +97,7 @@ class _Search(NamedTuple):
         if path.is_dir():
             return [*sorted(path.glob("*.tar"))]
         if path.suffix == ".txt" and path.is_file() and not in_list:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
             return [shard for line in _lines(lines) for shard in self.part(_beside(path, line), in_list=True)]
         listing, split = _split_of(part)
         if listing is not None:
@@ -144,10 +159,15 @@ def _is_folder(place: str) -> bool:
 
 
 def _braces(text: str) -> list[str]:
+    longest = max((abs(int(last) - int(first)) for first, last in _RANGE.findall(text)), default=0)
     try:
-        return list(braceexpand(text))
+        # It lists each range before it gives the first name.
+        names = list(islice(braceexpand(text), MAX_NAMES + 1)) if longest < MAX_NAMES else []
     except ValueError as error:
         raise DataError(f"shards {text!r}: {error}") from None
+    if longest >= MAX_NAMES or len(names) > MAX_NAMES:
+        raise DataError(f"shards {text!r}: more than {MAX_NAMES:,} names")
+    return names
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:

@@ -15,8 +15,8 @@ from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS
-from datamodules.images.encode import UNREADABLE, fault
+from datamodules.images.decoding import FORMATS, UNREADABLE
+from datamodules.images.encode import fault
 from datamodules.inspecting.survey import Sample
 
 IMAGES = 48

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS
-from datamodules.images.encode import UNREADABLE, fault
+from datamodules.images.decoding import FORMATS, UNREADABLE
+from datamodules.images.encode import fault
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.scan import IMAGE_EXTENSIONS, read_members
 from datamodules.inspecting.shards import open_shard

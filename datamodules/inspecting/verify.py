@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from configs.problems import DataError, UnreachableError
 from datamodules.bars import Bar, no_bar
-from datamodules.images.decoding import BadSampleError, open_image
-from datamodules.images.encode import UNREADABLE, fault
+from datamodules.images.decoding import UNREADABLE, BadSampleError, open_image
+from datamodules.images.encode import fault
 from datamodules.indexing.scan import IMAGE_EXTENSIONS, Group, read_label, read_members
 from datamodules.indexing.tar import Member
 from datamodules.inspecting.shards import class_names, folder_of, open_shard, split_name

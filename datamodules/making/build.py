@@ -74,7 +74,7 @@ def _build(
         **asdict(settings),
     }
     header, finished = read_record(record)
-    num_shards = int(header["shards"]) if header is not None and not differing(header, source) else None
+    num_shards = header["shards"] if header is not None and not differing(header, source) else None
     if num_shards is None:
         _check_way(out_dir, settings, header, source, overwrite=overwrite)
         finished = {}

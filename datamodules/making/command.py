@@ -79,6 +79,9 @@ def build(
         raise DataError(f"--num-shards is {num_shards} and --shard-size-bytes {shard_size_bytes}: give one of the two")
     if quality is not None and resize is None:
         raise DataError(f"--quality is {quality}, but without --resize no image is encoded")
+    for option, text in (("--name", name), ("--split", split)):
+        if text is not None and ("/" in text or "\0" in text or not text):
+            raise DataError(f"{option} is {text!r}: it is a part of the shards' names, so without / and not empty")
     bar = terminal_bar(console)
     table_columns = {"--path-column": path_column, "--label-column": label_column}
     copies = copy_prefix(out_dir, name, split or "train")

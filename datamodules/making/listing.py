@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def list_image_folder(root: Path) -> Listing:
     """Images of a tree ``root/<class>/….jpg``; classes in sorted order. Hidden files are left out.
 
     Raises:
-        DataError: If there is no class folder, or a class has no image.
+        DataError: If there is no class folder, a class has no image or a folder twice, or an image is no file.
     """
     classes = sorted(path.name for path in root.iterdir() if _shown(path.name) and path.is_dir())
     if not classes:
@@ -137,20 +138,40 @@ def list_image_folder(root: Path) -> Listing:
         if not names:
             raise DataError(f"{root / name}: no image ({', '.join(IMAGE_EXTENSIONS)}) in it")
         for file in names:
-            stat = os.stat(file)
+            status = file_status(file)
             keys.add(PurePath(file[len(os.path.join(root, "")) :]))
             files.append(file)
             labels.append(label)
-            sizes.append(stat.st_size)
-            times.append(stat.st_mtime_ns)
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
     places = Places(files, np.zeros(len(sizes), dtype=np.int64), np.array(sizes, dtype=np.int64))
     digest = digest_of(keys.keys.digest(), labels.tobytes(), sizes.tobytes(), times.tobytes())
     return Listing(keys.keys, np.array(labels), tuple(classes), sum(sizes), digest, lambda: places)
 
 
+def file_status(file: str) -> os.stat_result:
+    """Size and time of a file that is to be read.
+
+    Raises:
+        DataError: If it is none: reading a pipe would wait for ever.
+    """
+    try:
+        status = os.stat(file)
+    except ValueError as error:
+        raise DataError(f"{file!r} is no name of a file ({error})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{file} is no file")
+    return status
+
+
 def _images_below(folder: str) -> list[str]:
     found = []
+    walked: dict[str, str] = {}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
+        place = os.path.realpath(parent)
+        if place in walked:
+            raise DataError(f"{parent} is a link to {walked[place]}: its images would come twice")
+        walked[place] = parent
         folders[:] = filter(_shown, folders)
         found += [os.path.join(parent, file) for file in files if _shown(file) and _is_image(file)]
     return found

@@ -15,13 +15,15 @@ import numpy as np
 from configs.problems import DataError
 from datamodules.bars import Bar, no_bar
 from datamodules.indexing import tar
-from datamodules.making.listing import Listing, Places, Strings, UniqueKeys, digest_of
+from datamodules.making.listing import Listing, Places, Strings, UniqueKeys, digest_of, file_status
 from datamodules.making.shards import write_tar
 
 SUFFIXES = (".csv", ".parquet")
 PATH_COLUMNS = ("path", "image", "bytes")
 """Names that are looked for where none is given, in this order."""
 LABEL_COLUMN = "label"
+MAX_LABEL = 2**31 - 1
+"""Of what the index keeps."""
 ROWS_AT_ONCE = 128
 """Images in memory while a Parquet file is copied: 15 MB of ImageNet's."""
 SHOWN = 3
@@ -86,15 +88,23 @@ def _read_csv(files: Sequence[Path], path_column: str | None, label_column: str 
                     table.add(str(file.parent / row[path]), row[label])
             except (csv.Error, UnicodeDecodeError) as error:
                 raise DataError(f"{file}: line {reader.line_num + 1}: not CSV in UTF-8 ({error})") from None
-    if all(isinstance(text, str) and _is_number(text) for text in table.distinct):
-        table.labels = [int(label) for label in table.labels]
+    if all(_is_number(str(text)) for text in table.distinct):
+        numbers = {text: _number(file, str(text)) for text in table.distinct}
+        table.labels = [numbers[text] for text in table.labels]
     return table
 
 
 def _is_number(text: str) -> bool:
     """``7`` is a label that stays; ``007`` names a class."""
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and str(int(digits)) == digits
+    return digits.isascii() and digits.isdigit() and (digits == "0" or not digits.startswith("0"))
+
+
+def _number(source: Path, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # of thousands of digits
+        raise DataError(f"{source}: a label has {len(text):,} digits: they go up to {MAX_LABEL}") from None
 
 
 def _columns(file: Path, names: Sequence[str], path: str | None, label: str | None) -> tuple[str, str]:
@@ -115,10 +125,11 @@ def _labels(source: Path, labels: Sequence[str | int]) -> "tuple[array[int], tup
     if not labels:
         raise DataError(f"{source}: no row in it")
     if not texts:
-        numbers = array("q", [int(label) for label in labels])
-        if min(numbers) < 0:
-            raise DataError(f"{source}: a label is {min(numbers)}: labels begin with 0")
-        return numbers, None
+        numbers = [int(label) for label in labels]
+        for number in (min(numbers), max(numbers)):
+            if not 0 <= number <= MAX_LABEL:
+                raise DataError(f"{source}: a label is {number}: they go from 0 to {MAX_LABEL}")
+        return array("q", numbers), None
     classes = tuple(sorted(texts))
     position = {name: number for number, name in enumerate(classes)}
     return array("q", [position[str(label)] for label in labels]), classes
@@ -131,13 +142,13 @@ def _of_paths(files: Sequence[Path], table: _Table, class_names: tuple[str, ...]
     for i in range(len(table.names)):
         name = table.names[i]
         try:
-            stat = os.stat(name)
+            status = file_status(name)
         except FileNotFoundError:
             missing.append(name)
             continue
         keys.add(PurePath(os.path.abspath(name).removeprefix(root)))
-        sizes.append(stat.st_size)
-        times.append(stat.st_mtime_ns)
+        sizes.append(status.st_size)
+        times.append(status.st_mtime_ns)
     if missing:
         raise DataError(
             f"{files[0]}: {len(missing):,} of {len(table.names):,} images do not exist: {', '.join(missing[:SHOWN])}"
@@ -232,12 +243,19 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...] | 
 
 
 def _copy_images(files: Sequence[Path], column: str, copy: Path, count: int, bar: Bar) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    def batches(file: Path) -> Iterator[Any]:
+        try:
+            yield from pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=[column])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: not readable as Parquet ({error})") from None
 
     def rows() -> Iterator[tuple[str, bytes]]:
         number = 0
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+            for batch in batches(file):
                 images = batch.column(0)
                 for image in images.field("bytes") if "." in column and hasattr(images, "field") else images:
                     yield f"{number:08d}", image.as_py() or b""

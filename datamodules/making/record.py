@@ -20,17 +20,20 @@ def record_lines(*entries: dict[str, Any]) -> str:
 
 
 def read_record(record: Path) -> tuple[dict[str, Any] | None, dict[str, Written]]:
-    """What a record says: the settings, and the finished shards. A line that was cut off is a shard to write again."""
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    entries = []
-    for line in lines:
+    """What a record says: the settings, and the finished shards. From a damaged line on, shards are written again."""
+    lines = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.is_file() else []
+    header, shards = None, dict[str, Written]()
+    for number, line in enumerate(lines):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            if number == 0:
+                header = {**entry, "shards": int(entry["shards"])}
+            else:
+                shard = Written(**entry | {"left_out": [(key, reason) for key, reason in entry["left_out"]]})
+                shards[shard.shard] = shard
+        except (ValueError, TypeError, KeyError):
             break
-    header = entries[0] if entries else None
-    shards = [Written(**entry | {"left_out": list(map(tuple, entry["left_out"]))}) for entry in entries[1:]]
-    return header, {shard.shard: shard for shard in shards}
+    return header, shards
 
 
 def differing(header: dict[str, Any], source: dict[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Writing WebDataset shards: deterministic bytes, whole files or none."""
 
-import errno
 import io
 import json
 import os
@@ -19,10 +18,8 @@ from numpy.typing import NDArray
 
 from configs.problems import DataError
 from configs.run import write_atomically
-from datamodules.storage.locks import file_lock
+from datamodules.storage.locks import NO_LOCKS, file_lock
 from datamodules.streaming.order import permutation
-
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Image(NamedTuple):
@@ -98,11 +95,14 @@ def write_classes(out_dir: Path, names: Sequence[str]) -> None:
     """``classes.json``: class names, in the order of the labels. All splits of a folder share it.
 
     Raises:
-        DataError: If the folder has shards of other classes.
+        DataError: If the folder has shards of other classes, or a name is no Unicode.
     """
     path = out_dir / "classes.json"
     text = json.dumps(list(names), indent=0, ensure_ascii=False) + "\n"
-    if _read_info(out_dir).get("splits") and path.exists() and path.read_text(encoding="utf-8") != text:
+    unreadable = next((name for name in names if name.encode("utf-8", "replace").decode() != name), None)
+    if unreadable is not None:
+        raise DataError(f"class {unreadable!r} has a name that is not UTF-8: rename it")
+    if read_info(out_dir)["splits"] and path.exists() and path.read_bytes() != text.encode():
         raise DataError(f"{path} has other classes than these {len(names)}, and the shards beside it go by its labels")
     out_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
@@ -190,8 +190,8 @@ def update_info(out_dir: Path, split: str, shard_samples: Mapping[str, int] | No
     path = out_dir / "_info.json"
     with ExitStack() as stack:
         lock_if_possible(stack, out_dir / "._info.lock", wait=True)  # two splits may be built at once
-        info = _read_info(out_dir)
-        splits = info.setdefault("splits", {})
+        info = read_info(out_dir)
+        splits = info["splits"]
         if shard_samples is None:
             if splits.pop(split, None) is None:
                 return
@@ -215,7 +215,17 @@ def lock_if_possible(stack: ExitStack, path: Path, *, wait: bool) -> bool:
         return True
 
 
-def _read_info(out_dir: Path) -> dict[str, Any]:
+def read_info(out_dir: Path) -> dict[str, Any]:
+    """What ``_info.json`` has: ``splits`` by name, and whatever others have put beside them.
+
+    Raises:
+        DataError: If it is of another form.
+    """
     path = out_dir / "_info.json"
-    info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        info: Any = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}): remove it") from None
+    if not isinstance(info, dict) or not isinstance(info.setdefault("splits", {}), dict):
+        raise DataError(f"{path}: not an _info.json of timm's: remove it, or choose another folder")
     return info

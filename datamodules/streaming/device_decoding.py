@@ -17,11 +17,12 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from configs.problems import ConfigError, Problem
+from datamodules.streaming.crops import FILTERS, Geometry
+from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.source import RawSample, ShardReader, ShardSource
 from datamodules.streaming.substitution import say
-from datamodules.streaming.transforms import FILTERS, Decoded, Geometry
 
 PIXELS_AT_ONCE = 2**26
 """Bound on what is decoded before it is resized: 192 MiB. Images of ImageNet have 0.2 million pixels."""

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from datamodules.images.decoding import EncodedImage
+from datamodules.streaming.crops import CenterCrop, Geometry, RandomCrop
+from datamodules.streaming.decode import Decoded
 from datamodules.streaming.source import RawSample
-from datamodules.streaming.transforms import CenterCrop, Decoded, Geometry, RandomCrop
 
 MAX_PIXELS = 2**24
 """Of an image that is left to the device: its crop takes 12 bytes a pixel there."""

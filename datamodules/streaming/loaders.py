@@ -6,6 +6,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.streaming.batch_memory import BatchMemory
+from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardSource
-from datamodules.streaming.transforms import Decoded
 
 _SLOTS_IN_USE = 2
 """Batches of each worker that the training process may be at work on while the next are made."""
@@ -98,8 +100,22 @@ class _ErrorsAsItems(IterableDataset[AnyBatch | LoaderError]):
             yield error
 
 
+def _in_batches(samples: Iterator[Any], *, size: int, collate: Callable[[list[Any]], AnyBatch]) -> Iterator[AnyBatch]:
+    """As wds.batched, which gives a batch only when the sample after it is there: that may be a download away."""
+    while batch := list(islice(samples, size)):
+        yield collate(batch)
+
+
 def _raised(items: Iterable[AnyBatch | LoaderError]) -> Iterator[AnyBatch]:
-    for item in items:
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator, None)
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            # What torch meets where it takes a batch from a process that has just been killed.
+            raise RuntimeError(f"a loader process died, perhaps for want of memory ({error})") from error
+        if item is None:
+            return
         if isinstance(item, LoaderError):
             try:
                 raise item
@@ -133,7 +149,7 @@ def make_loader(
     if data.num_workers and image_bytes is not None:
         slots = data.prefetch_batches + _SLOTS_IN_USE
         memory = BatchMemory(batch_size * image_bytes, workers=data.num_workers, slots_per_worker=slots)
-    batched = wds.batched(batch_size, collation_fn=collate or Collate(memory), partial=True)
+    batched = partial(_in_batches, size=batch_size, collate=collate or Collate(memory))
     pipeline = wds.DataPipeline(source, wds.map(decode), batched)
     workers: dict[str, Any] = {}
     if data.num_workers:

@@ -40,6 +40,10 @@ def upcoming(index: ShardIndex, plan: "Plan", *, first: int, stride: int) -> Ite
 class Prefetcher:
     """Background threads that fetch shards, at most ``ahead`` of what the reader has reached.
 
+    Each loader process has its own, and those of a rank want nearly the same shards: the cache lets one of them fetch
+    each, and keeps all of them together within its bytes. Where it holds little more than is read at once, what one
+    fetches ahead may push out what another has fetched but not yet read, which then comes twice.
+
     Errors are the reader's to meet: it asks for the same shard later.
     """
 
@@ -61,8 +65,9 @@ class Prefetcher:
         if visit not in self._reached:
             with self._changed:
                 self._reached.add(visit)
-                self._announced.discard(visit)
                 self._reached = {known for known in self._reached if known[0] >= epoch - 1}
+                # Also what was announced too late, when its epoch was long over: it would count for ever.
+                self._announced = {known for known in self._announced - {visit} if known[0] >= epoch - 1}
                 self._changed.notify_all()
 
     def close(self) -> None:

@@ -121,6 +121,15 @@ class ShardReader:
             "__label__": int(index.labels[sample]),
         }
 
+    def give_back(self) -> None:
+        """Close remote shards, that others may take their room in the cache.
+
+        A worker whose batches nobody takes yet would hold on to its shards, and the worker that is waited for may need
+        the room.
+        """
+        if self.index.shard_tags:
+            self.close()
+
     def close(self) -> None:
         """Close all files."""
         while self._files:
@@ -188,10 +197,15 @@ class ShardSource(IterableDataset[RawSample]):
         prefetcher = self._prefetcher(number, stride)
         try:
             while (batch := self.plan.batch(number)) is not None:
+                left = len(batch.samples)
                 for sample, epoch, weight in zip(batch.samples, batch.epochs, batch.weights, strict=True):
                     if prefetcher is not None:
                         prefetcher.reach(int(epoch), self.index.shard_of(int(sample)))
-                    yield reader.read(int(sample)) | {"__epoch__": int(epoch), "__weight__": float(weight)}
+                    found = reader.read(int(sample))
+                    left -= 1
+                    if not left:
+                        reader.give_back()
+                    yield found | {"__epoch__": int(epoch), "__weight__": float(weight)}
                 number += stride
         finally:
             reader.close()

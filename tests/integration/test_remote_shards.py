@@ -183,6 +183,16 @@ def test_a_cache_smaller_than_the_data_gives_the_same_epochs(
     assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 5 * largest
 
 
+@pytest.mark.parametrize("prefetch_shards", [0, 16])
+def test_workers_that_wait_give_way_in_a_cache_that_holds_no_more_than_is_needed(
+    prefetch_shards: int, build: Build, server: FaultyServer, shards: Path, expected: list[Batch]
+) -> None:
+    size = max(path.stat().st_size for path in shards.glob("toy-train-*.tar"))
+    changes = {"num_workers": 2, "prefetch_batches": 2, "prefetch_shards": prefetch_shards, "cache_bytes": 5 * size}
+    module = build(server.url(), shuffle_window_shards=2, download_timeout_s=20.0, **changes)
+    assert_equal(epochs(module, 2), expected)
+
+
 def test_a_cache_too_small_for_the_shuffle_is_refused_before_training(build: Build, server: FaultyServer) -> None:
     with pytest.raises(DataError, match=r"data\.cache_bytes is 200,000, but a node reads 5 shards at once .* at least"):
         build(server.url(), cache_bytes=200_000)

@@ -25,7 +25,7 @@ from datamodules.indexing.index_files import index_file, load_index, save_index
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.scan import scan_shard, split_name
 from tests.conftest import picture
-from tests.unit.datamodules.archives import gnu_tar, run_gnu_tar, write_samples, write_tar
+from tests.unit.datamodules.archives import gnu_tar, header, run_gnu_tar, write_samples, write_tar
 
 COLUMNS = ("shard_bytes", "shard_mtime_ns", "shard_samples", "offsets", "sizes", "labels")
 NOBODY = 65534
@@ -213,6 +213,15 @@ def test_a_truncated_shard_is_a_data_error_and_never_a_shorter_one(tmp_path: Pat
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"cut\.tar: truncated (tar|or damaged tar)"):
             scan_shard(path)
+
+
+def test_a_sample_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(header("a.jpg", size=b"%011o\0" % (1 << 30)))
+        file.truncate(512 + (1 << 30) + 1024)  # takes no room on the disk
+    with pytest.raises(DataError, match=r"a\.tar: sample a has 1,073,742,336 bytes, more than 1,073,741,824: refused"):
+        scan_shard(path)
 
 
 def test_a_missing_shard_and_a_folder_are_data_errors(tmp_path: Path) -> None:

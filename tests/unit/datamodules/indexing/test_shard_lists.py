@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from configs.problems import DataError
 from datamodules.indexing import scan
 from datamodules.indexing.scan import scan_shard
 from datamodules.indexing.shard_lists import ListedShard, parse_dali, parse_shard_list
-from tests.unit.datamodules.archives import tar_bytes, write_samples, write_tar
+from tests.unit.datamodules.archives import header, tar_bytes, write_samples, write_tar
 
 TIMM = {
     "splits": {
@@ -155,6 +156,22 @@ def test_dalis_index_does_not_hide_what_is_refused(tmp_path: Path) -> None:
             scan_shard(path)
 
 
+@pytest.mark.parametrize("size", [10**17, 3 << 30])
+def test_dalis_index_that_names_absurd_sizes_takes_no_memory(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(header("a.jpg", size=b"%011o\0" % (3 << 30)))
+        file.truncate(2 * 512 + (3 << 30) + 1024)  # takes no room on the disk
+    path.with_suffix(".idx").write_text(f"v1.2 1\njpg 512 {size} a.jpg\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"sample a has 3,221,225,984 bytes, more than"):
+            scan_shard(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_dalis_index_of_long_names_or_folders_is_none() -> None:
     assert parse_dali("v1.2 1\njpg 1536 5 a.jpg\n") is None
     assert parse_dali("v1.2 2\njpg 512 5 a.jpg\njpg 2048 5 b.jpg\n") is None
@@ -162,7 +179,7 @@ def test_dalis_index_of_long_names_or_folders_is_none() -> None:
     assert parse_dali("v1.2 1\njpg 512 99999999999999999999 a.jpg\n") is None
 
 
-@pytest.mark.parametrize("name", ["a.pyd", "a.pickle", "a.pkl", "a.x.PTH", "a.pt"])
+@pytest.mark.parametrize("name", ["a.pyd", "a.pickle", "a.pkl", "a.x.PTH", "a.pt", "a.pkl.gz", "a.pt.xz"])
 def test_a_shard_with_a_pickle_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes([("a.jpg", b"j"), (name, b"cos\nsystem\n(S'touch ran'\ntR.")]))

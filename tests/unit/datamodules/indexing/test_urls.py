@@ -106,6 +106,11 @@ def test_the_shards_of_imagenet_as_others_publish_them_are_named_in_one_pattern(
         ("s3://bucket/a.tar::s3://bucket/a.tar", "come more than once"),
         ("{folder}/gone.json", r"list of shards .*gone\.json does not exist"),
         ("{folder}/lists/#train", r"list of shards .*_info\.json does not exist"),
+        ("{folder}/" + "x" * 5000, r"…: File name too long"),
+        ("{folder}/train-{{0..999999999999}}.tar", "more than 1,000,000 names"),
+        ("{folder}/train-{{999999999999..0..3}}.tar", "more than 1,000,000 names"),
+        ("https://host/{{0..9999}}-{{0..9999}}.tar", "more than 1,000,000 names"),
+        ("{folder}/latin.txt", r"list of shards .*latin\.txt: not a text in UTF-8"),
         ("{folder}/wrong.json", r"wrong\.json: shard .*train-099\.tar does not exist"),
     ],
 )
@@ -113,10 +118,16 @@ def test_what_names_no_shards_is_a_data_error(shards: str, what: str, folder: Pa
     (folder / "empty").mkdir()
     (folder / "lists").mkdir()
     (folder / "wrong.json").write_text('{"train-000.tar": 3, "train-099.tar": 3}')
+    (folder / "latin.txt").write_bytes(b"train-\xff.tar\n")
     (folder / "piped.txt").write_text(f"pipe:touch {folder}/ran\n")
     with pytest.raises(DataError, match=what):
         expand(shards.format(folder=folder))
     assert not (folder / "ran").exists()
+
+
+def test_a_list_as_windows_writes_it_is_read(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbftrain-001.tar\r\ntrain-000.tar\r\n")
+    assert names(expand(str(folder / "list.txt"))) == ["train-001.tar", "train-000.tar"]
 
 
 def test_no_shards_at_all_is_a_data_error() -> None:

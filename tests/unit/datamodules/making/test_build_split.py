@@ -113,6 +113,42 @@ def test_a_record_cut_in_its_last_line_costs_that_shard_alone(source: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        "[1]",
+        "3",
+        '{"a": 1}',
+        '{"shard": "x", "size": 1, "samples": 1, "left_out": [3]}',
+        "\ufffd",
+        '{"shard": [], "size"',
+    ],
+)
+def test_from_a_damaged_line_of_the_record_on_shards_are_written_again(
+    damage: str, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    build(source, out)
+    record = out / ".toy-train-build.jsonl"
+    whole = record.read_text()
+    lines = whole.splitlines()
+    record.write_bytes("\n".join([*lines[:2], damage, *lines[2:]]).encode("utf-8").replace(b"\xef\xbf\xbd", b"\xff"))
+    before = hashes(out)
+    build(source, out)
+    assert hashes(out) == before
+    assert record.read_text() == whole
+
+
+@pytest.mark.parametrize("header", ["[]", "{}", "3", "\xff", "not JSON", '{"shards": "many"}'])
+def test_a_record_that_is_none_leaves_the_shards_alone(header: str, source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "out")
+    before = hashes(tmp_path / "out")
+    (tmp_path / "out" / ".toy-train-build.jsonl").write_bytes(header.encode("latin-1"))
+    with pytest.raises(DataError, match="of another build"):
+        build(source, tmp_path / "out")
+    assert hashes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
     ("changes", "what"),
     [
         ({"seed": 2}, "seed was 1, is 2"),

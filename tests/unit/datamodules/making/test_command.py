@@ -39,6 +39,12 @@ def test_a_shard_size_takes_the_place_of_their_number(source: Path, tmp_path: Pa
         (("--label-column", "x", "--path-column", "y"), "--path-column and --label-column given, but"),
         (("--split", "test"), "test: 12 images cannot fill 64 shards"),
         ((), "train: 12 images cannot fill 1024 shards"),
+        (
+            ("--name", "../elsewhere", "--num-shards", "2"),
+            "--name is '../elsewhere': it is a part of the shards' names",
+        ),
+        (("--split", "a/b", "--num-shards", "2"), "--split is 'a/b': it is a part of the shards' names"),
+        (("--name", "", "--num-shards", "2"), "--name is '': it is a part of the shards' names"),
     ],
 )
 def test_mistakes_are_one_message_and_nothing_is_written(

@@ -74,6 +74,22 @@ def test_links_to_folders_and_images_are_followed(image_folder: Callable[..., Pa
     assert keys(list_image_folder(subset)) == ["b_sub_y", "b_x", "c_folder_y", "c_linked"]
 
 
+@pytest.mark.parametrize("target", ["..", ".", "sub"])
+def test_a_link_by_which_images_would_come_twice_is_refused(target: str, image_folder: Callable[..., Path]) -> None:
+    root = image_folder("a/x.png", "a/sub/y.png", "b/z.png")
+    (root / "a" / "zz").symlink_to(target)
+    with pytest.raises(DataError, match=r"is a link to .*: its images would come twice"):
+        list_image_folder(root)
+
+
+def test_a_pipe_is_no_image(image_folder: Callable[..., Path]) -> None:
+    """Reading it would wait for ever."""
+    root = image_folder("a/x.png")
+    os.mkfifo(root / "a" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is no file"):
+        list_image_folder(root)
+
+
 def test_a_dangling_link_is_an_error_that_names_it(image_folder: Callable[..., Path]) -> None:
     root = image_folder("a/x.png")
     (root / "a" / "gone.png").symlink_to(root / "nowhere.png")

@@ -69,7 +69,7 @@ def test_whole_numbers_stay_and_other_text_is_a_name(images: Path) -> None:
     assert read("7", "0", "7") == ([7, 0, 7], None)
     assert read("007", "008") == ([0, 1], ("007", "008"))
     assert read("1", "one") == ([0, 1], ("1", "one"))
-    with pytest.raises(DataError, match="a label is -1: labels begin with 0"):
+    with pytest.raises(DataError, match="a label is -1: they go from 0 to 2147483647"):
         read("0", "-1")
 
 
@@ -96,6 +96,14 @@ def test_faults_of_a_csv_are_one_message_with_the_place(images: Path) -> None:
         labels_of(write_csv(folder / "table.csv", [("images/1.jpg",)]))
     with pytest.raises(DataError, match="no row in it"):
         labels_of(write_csv(folder / "table.csv", []))
+    with pytest.raises(DataError, match=r"a label is 2147483648: they go from 0 to 2147483647"):
+        labels_of(write_csv(folder / "table.csv", [("images/1.jpg", 0), ("images/2.jpg", 2**31)]))
+    with pytest.raises(DataError, match=r"table\.csv: a label has 5,000 digits"):
+        labels_of(write_csv(folder / "table.csv", [("images/1.jpg", "7" * 5000)]))
+    with pytest.raises(DataError, match=r"'.*images/1\.jpg\\x00' is no name of a file"):
+        labels_of(write_csv(folder / "table.csv", [("images/1.jpg\0", 1)]))
+    with pytest.raises(DataError, match=r"data/images is no file"):
+        labels_of(write_csv(folder / "table.csv", [("images", 1)]))
     (folder / "table.csv").write_bytes(b"path,label\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="not CSV in UTF-8"):
         labels_of(folder / "table.csv")
@@ -173,6 +181,22 @@ def test_faults_of_a_parquet_file_are_one_message(images: Path) -> None:
         list_manifest([other, bytes_too], copy_to=images / ".copy")
     with pytest.raises(DataError, match="image is int64: paths, bytes or"):
         labels_of(write_parquet(path, {"image": [1], "label": [1]}))
+
+
+def test_a_label_that_no_index_can_keep_is_one_message(images: Path) -> None:
+    label = pa.array([2**63 + 5], pa.uint64())
+    with pytest.raises(DataError, match=r"a label is 9223372036854775813: they go from 0 to 2147483647"):
+        labels_of(write_parquet(images.parent / "t.parquet", {"image": [jpeg(0)], "label": label}))
+
+
+def test_damage_found_while_images_are_copied_is_one_message(images: Path, tmp_path: Path) -> None:
+    table = write_parquet(images.parent / "t.parquet", {"image": [jpeg(i) for i in range(COUNT)], "label": [0] * COUNT})
+    contents = bytearray(table.read_bytes())
+    contents[4:40] = b"\xff" * 36  # the header of the first page of images
+    table.write_bytes(contents)
+    output = shards_main("build", table, tmp_path / "out", "--num-shards", 1, expected=93)
+    assert "t.parquet: not readable as Parquet" in output
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_a_row_without_bytes_is_a_bad_image(images: Path, tmp_path: Path) -> None:

@@ -180,6 +180,24 @@ def test_a_split_of_other_classes_is_refused_for_its_labels_mean_something_else(
     assert json.loads((tmp_path / "classes.json").read_text()) == ["a", "c"]
 
 
+def test_a_class_whose_name_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"class 'caf\\udce9' has a name that is not UTF-8: rename it"):
+        write_classes(tmp_path, ["a", os.fsdecode(b"caf\xe9")])
+    assert not (tmp_path / "classes.json").exists()
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"3", b'{"splits": []}', b"\xff", b"[" * 100_000])
+def test_a_folder_with_a_damaged_info_file_is_refused_and_it_stays(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "_info.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"_info\.json: not .*: remove it"):
+        write_split(pictures(3), tmp_path, name="toy", split="train", num_shards=1, seed=0)
+    with pytest.raises(DataError, match=r"_info\.json: not .*: remove it"):
+        write_classes(tmp_path, ["a"])
+    with pytest.raises(DataError, match=r"_info\.json: not .*: remove it"):
+        digits.is_built(tmp_path)
+    assert (tmp_path / "_info.json").read_bytes() == text
+
+
 # digits
 
 

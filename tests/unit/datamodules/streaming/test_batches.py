@@ -16,10 +16,11 @@ from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
 from datamodules.streaming import batch_memory
 from datamodules.streaming.batch_memory import BatchMemory, SlotOfBatch
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import ShardSource, TrainingPlan
-from datamodules.streaming.transforms import Decode, training_transform
+from datamodules.streaming.transforms import training_transform
 
 SIZE = 16
 
@@ -52,6 +53,20 @@ def test_images_lie_in_memory_as_the_network_wants_them(
     assert images.dtype == torch.uint8
     assert images.shape == (8, 3, SIZE, SIZE)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("image_bytes", [None, 3 * SIZE * SIZE])
+def test_batches_for_a_gpu_are_pinned_and_otherwise_the_same(
+    num_workers: int, image_bytes: int | None, index: ShardIndex, expected: list[Batch]
+) -> None:
+    with stream(index, num_workers, image_bytes=image_bytes, pin_memory=True) as batches:
+        found = list(batches.take(40))
+    assert all(tensor.is_pinned() for batch in found for tensor in batch)
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in found)
+    assert_equal(found, expected)
 
 
 @pytest.fixture(scope="module")

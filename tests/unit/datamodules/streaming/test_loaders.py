@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,10 +20,12 @@ from configs.schema import Augmentation, Data
 from datamodules.indexing.building import build_index
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.urls import expand
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, EpochLoader, EvaluationLoader, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
-from datamodules.streaming.transforms import Decode, evaluation_transform, training_transform
+from datamodules.streaming.substitution import Substituting
+from datamodules.streaming.transforms import evaluation_transform, training_transform
 from tests.conftest import picture
 from tests.unit.datamodules.archives import write_tar
 
@@ -110,6 +113,24 @@ def test_batches_are_full_across_the_seam_of_epochs_and_no_sample_is_lost(expect
     assert min(samples.count(sample) for sample in range(129)) == 2
 
 
+def test_a_batch_is_there_as_soon_as_its_samples_are(train_index: ShardIndex, val_index: ShardIndex) -> None:
+    """The sample after it may be in a shard that is yet to come from a server."""
+    decoded = []
+    order = TrainingOrder(train_index.shard_samples, seed=3, global_batch_size=12, num_lanes=4, window_shards=2)
+    evaluation = EvaluationPlan(samples=8, batch_size=6, global_rank=0, world_size=1)
+    for index, plan in ((train_index, TrainingPlan(order, LAYOUT, 0)), (val_index, evaluation)):
+        decode = Decode(evaluation_transform(data(0), 16), in_chans=3, num_classes=4, seed=None)
+
+        def counted(sample: dict[str, Any], decode: Decode = decode) -> Any:
+            decoded.append(sample["__key__"])
+            return decode(sample)
+
+        batches = iter(make_loader(ShardSource(index, plan), counted, data(0), batch_size=6, pin_memory=False))
+        decoded.clear()
+        assert len(next(batches)[1]) == len(decoded) == 6
+    assert [len(batch[1]) for batch in batches] == [2]  # the rest of the evaluation
+
+
 def test_targets_are_those_of_the_samples(expected: list[Batch], train_index: ShardIndex) -> None:
     for batch in expected:
         np.testing.assert_array_equal(batch.targets, train_index.labels[batch.samples.numpy()])
@@ -153,7 +174,9 @@ def test_workers_end_with_their_stream(train_index: ShardIndex) -> None:
     assert len(workers()) == before
 
 
-def test_workers_that_nothing_holds_any_more_end_at_once(val_index: ShardIndex, damaged: ShardIndex) -> None:
+def test_workers_that_nothing_holds_any_more_end_at_once(
+    train_index: ShardIndex, val_index: ShardIndex, damaged: ShardIndex
+) -> None:
     before = len(workers())
     gc.collect()
     gc.disable()  # an error must not hold on to its loader until a collection, which then waits for each worker
@@ -162,8 +185,24 @@ def test_workers_that_nothing_holds_any_more_end_at_once(val_index: ShardIndex, 
             with suppress(DataError):
                 list(unclosed(index))
             assert len(workers()) == before
+        next(iter(unclosed(val_index)))
+        assert len(workers()) == before
+        for batches in (0, 1, 5):
+            list(unclosed_stream(train_index).take(batches))
+            assert len(workers()) == before
     finally:
         gc.enable()
+
+
+def unclosed_stream(index: ShardIndex) -> TrainingStream:
+    """As in training: with memory that is used again, and with substitutes."""
+    order = TrainingOrder(index.shard_samples, seed=3, global_batch_size=12, num_lanes=4, window_shards=2)
+    source = ShardSource(index, TrainingPlan(order, LAYOUT, 0))
+    decode = Decode(training_transform(data(0), 16), in_chans=3, num_classes=4, seed=3)
+    substituting = Substituting(decode, source)
+    return TrainingStream(
+        make_loader(source, substituting, data(2), batch_size=6, pin_memory=False, image_bytes=3 * 16 * 16), first=0
+    )
 
 
 def unclosed(index: ShardIndex) -> EvaluationLoader:
@@ -209,6 +248,21 @@ def test_workers_outlive_the_signals_meant_for_the_training_process(
             subprocess.run(["kill", name, *pids], check=True)
         found += list(stream.take(20))
     assert_equal(found, expected[:22])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_a_killed_worker_ends_training_with_a_word_of_it(num_workers: int, train_index: ShardIndex) -> None:
+    before = {process.pid for process in workers()}
+    # torch's handler of SIGCHLD may raise wherever this process is, in closing too
+    expected = pytest.raises(RuntimeError, match=r"loader process died|DataLoader worker \(pid\(s\) \d+\)|killed by")
+    with expected, training_stream(train_index, num_workers) as stream:
+        next(stream.take(1))
+        next(process for process in workers() if process.pid not in before).kill()
+        list(stream.take(500))
+    deadline = time.monotonic() + 60
+    while {process.pid for process in workers()} != before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

@@ -12,11 +12,12 @@ from configs.problems import DataError
 from configs.schema import Data
 from datamodules.indexing.building import build_index
 from datamodules.indexing.index import ShardIndex
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.source import ShardSource, TrainingPlan
 from datamodules.streaming.substitution import MAX_TRIES, Substituting
-from datamodules.streaming.transforms import Decode, training_transform
+from datamodules.streaming.transforms import training_transform
 from tests.conftest import picture
 from tests.unit.datamodules.archives import write_tar
 

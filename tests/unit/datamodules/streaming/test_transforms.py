@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision.transforms import (
     CenterCrop,
@@ -26,14 +26,9 @@ from torchvision.transforms import (
 from configs.problems import DataError
 from configs.schema import Augmentation, Data
 from datamodules.images.decoding import BadSampleError, open_image
+from datamodules.streaming.decode import Decode
 from datamodules.streaming.randomness import AUGMENTATION, seed_everything
-from datamodules.streaming.transforms import (
-    Decode,
-    Transform,
-    channel_statistics,
-    evaluation_transform,
-    training_transform,
-)
+from datamodules.streaming.transforms import Transform, channel_statistics, evaluation_transform, training_transform
 from tests.conftest import picture
 from tests.unit.datamodules.encoded import encoded, noise, photograph
 
@@ -93,6 +88,18 @@ def test_evaluation_is_timms_for_images_of_any_shape(size: tuple[int, int], imag
     assert difference(ours, create_transform(image_size, is_training=False, **options)(image)) < 1
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_images_stored_on_their_side_are_seen_upright_where_timms_reader_leaves_them(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    contents = encoded(photograph("coffee", 600, 400), "JPEG", quality=95, exif=exif)
+    ours = evaluation_transform(data(), 224)(open_image(contents, "RGB"))
+    stored = Image.open(io.BytesIO(contents))
+    timms = create_transform(224, is_training=False, interpolation="bicubic", use_prefetcher=True)
+    assert difference(ours, timms(ImageOps.exif_transpose(stored))) < 0.5
+    assert difference(ours, timms(stored)) > 10
+
+
 def test_evaluation_is_resize_and_centre_crop_of_torchvision() -> None:
     image = photograph()
     expected = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()])(image)
@@ -109,6 +116,18 @@ def test_evaluation_draws_no_random_number() -> None:
 
 
 # Training
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m10-inc1-p1", "rand-m0-p1", "rand-m9-mstd0.5-inc1-n9", "rand-m20-mmax20-inc1", "v0", "3a"]
+)
+def test_policies_that_keep_no_bit_of_an_image_give_black(policy: str) -> None:
+    """Pillow refuses 0 bits, by which timm's own posterize ends training at such an image."""
+    transform = training_transform(data(augmentation=Augmentation(auto_augment=policy)), 16)
+    image = open_image(picture(1), "RGB")
+    for epoch in range(300):
+        seed_everything(1, AUGMENTATION, epoch, 0)
+        assert transform(image).shape == (3, 16, 16)
 
 
 def both(ours: Transform, theirs: Callable[[Image.Image], Any], contents: bytes, epochs: int) -> list[float]:
