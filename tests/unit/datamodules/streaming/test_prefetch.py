@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.schema import Data
-from datamodules.indexing.index import build_index
+from datamodules.indexing.building import build_index
 from datamodules.indexing.splits import shard_cache
 from datamodules.indexing.urls import expand
 from datamodules.streaming.prefetch import Prefetcher, Visit
