@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +38,7 @@ def main() -> int:
     # After the handlers, so that a signal at the start ends nothing.
     import json
 
+    from configs.lifeline import end_with_parent
     from configs.run import RunDirectory, rank_error, rank_errors, write_atomically
 
     parser = argparse.ArgumentParser(prog="python -m launch.rank", description=__doc__)
@@ -57,7 +59,14 @@ def main() -> int:
     command = [sys.executable, "-m", "trainer", "fit", str(run.path), f"--attempt={attempt}", f"--log-dir={log_dir}"]
     # Held back until the trainer can take them: this too survives exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, **ranks}))
+    children.append(
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **ranks},
+            preexec_fn=partial(end_with_parent, os.getpid()),  # safe: this process has one thread
+        )
+    )
     for early in received:
         children[0].send_signal(early)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

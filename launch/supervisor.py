@@ -5,12 +5,14 @@ torchrun's agent, which would kill them, hears nothing of it.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -18,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from configs.lifeline import end_with_parent
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, exit_class, rank_errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -47,7 +50,8 @@ def run_command(
 
     The first signal goes to the ranks, as soon as their logs say that they listen; a second one ends all at once. A
     terminal that closes counts as SIGTERM. Standard error of the launcher itself goes to ``launcher.log``; each rank
-    writes its own log. There is no standard input: nothing may wait for an answer.
+    writes its own log. There is no standard input: nothing may wait for an answer. The kernel kills the child when the
+    calling thread ends, by whatever: call this in the main one.
 
     Args:
         command: The trainer's, or torchrun's.
@@ -73,6 +77,7 @@ def run_command(
                 env=dict(environment),
                 pass_fds=inherited,
                 start_new_session=True,
+                preexec_fn=partial(end_with_parent, os.getpid()),  # safe: no other thread is at work here
             )
         # In a thread, because a handler must not block.
         messenger = threading.Thread(target=_pass_on, args=(received, child, devices, log_dir))

@@ -1,16 +1,15 @@
 """``python -m trainer``: the process that runs on each rank. Signals and logs are set up before torch is imported."""
 
 import argparse
-import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.lifeline import end_with_parent
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import (
     EXIT_DO_NOT_RETRY,
@@ -22,11 +21,10 @@ from configs.run import (
     write_atomically,
 )
 from trainer.logs import logger, redirect_output
-from trainer.processes import Processes
+from trainer.processes import AGENT_PID, Processes
 from trainer.signals import StopFlag
 
 EXIT_RETRY = 1
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -36,9 +34,9 @@ def main() -> int:
     if arguments.command == "fit":
         flag.install()
     processes = Processes.from_environment()
-    if processes.is_distributed and sys.platform == "linux":
+    if processes.is_distributed:
         # Without its agent a rank would train on, beside those that the next attempt starts.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(int(os.environ.get(AGENT_PID, os.getppid())))
     run = RunDirectory(arguments.run)
     log_dir: Path = arguments.log_dir
     console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=processes.global_rank == 0)
