@@ -279,6 +279,9 @@ class Fault(Section):
 
     timeout_s: PositiveFloat = 300.0
     """Longest wait in a collective operation before a rank gives up on its peers."""
+    hang_timeout_s: PositiveFloat | None = 900.0
+    """Seconds without a micro-batch, of training or validation, after which a rank writes its Python stacks to its log
+    and ends, to be tried again. The first micro-batch may take half an hour. None is off."""
     check_every_n_steps: PositiveInt = 1
     """Optimizer steps between two agreements on whether a signal has arrived."""
     max_skipped_steps: NonNegativeInt = 10

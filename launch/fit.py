@@ -17,7 +17,7 @@ from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirec
 from configs.schema import Config
 from launch.devices import count_gpus, resolve_devices
 from launch.lock import locked
-from launch.supervisor import outcome, run_command, trainer_command
+from launch.supervisor import agent_environment, described, outcome, run_command, trainer_command
 
 console = Console(stderr=True)
 
@@ -46,10 +46,10 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
         if config.data.prepare is not None:
             prepare(config)
         directory.wandb_id()
-        result = _attempt(directory, devices=devices, lock=lock)
+        result = _attempt(config, directory, devices=devices, lock=lock)
         while result.get("rollback"):  # the trainer bounds their number
             console.print(f"{result['reason']}; going back", style="yellow", highlight=False, markup=False)
-            result = _attempt(directory, devices=devices, lock=lock)
+            result = _attempt(config, directory, devices=devices, lock=lock)
     _say(result, directory)
     return int(result["exit_code"])
 
@@ -68,14 +68,15 @@ def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[li
     return [str(found / "config.yaml"), *files], overrides
 
 
-def _attempt(directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
+def _attempt(config: Config, directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
     """Run the trainer once; returns and records its outcome."""
     attempt, started = directory.begin_attempt(), time.time()
     log_dir = directory.log_dir(attempt)
     command = trainer_command(
         "fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}", devices=devices
     )
-    status = run_command(command, devices=devices, log_dir=log_dir, environment=os.environ, inherited=(lock,))
+    environment = agent_environment(os.environ, timeout_s=config.fault.timeout_s)
+    status = run_command(command, devices=devices, log_dir=log_dir, environment=environment, inherited=(lock,))
     result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
     directory.record_outcome(result)
     return result
@@ -153,7 +154,7 @@ def _say(result: dict[str, object], directory: RunDirectory) -> None:
         text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
         console.print(text, style="yellow", highlight=False, markup=False)
     elif code != EXIT_DONE:
-        rank = f" on rank {result['rank']} ({result['host']})" if result["rank"] is not None else ""
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."
-        text = f"error{rank}: {result['reason']}\n{where}{hint}"
-        console.print(text, style="red", highlight=False, markup=False)
+        # What happened and where comes last, for whoever sees no more than the end.
+        text = f"{where}{hint}\nerror: {described(result)}"
+        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

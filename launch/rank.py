@@ -6,10 +6,8 @@ Understands the variables of torchrun and of Slurm's srun.
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -36,10 +34,9 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, on_signal)
     # After the handlers, so that a signal at the start ends nothing.
-    import json
-
     from configs.lifeline import end_with_parent
-    from configs.run import RunDirectory, rank_error, rank_errors, write_atomically
+    from configs.rank_records import record_death
+    from configs.run import RunDirectory, rank_error, rank_errors
 
     parser = argparse.ArgumentParser(prog="python -m launch.rank", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
@@ -72,10 +69,8 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     status = children[0].wait()
     code = status if status >= 0 else 128 - status
-    if status != 0 and not rank_error(log_dir, rank).exists():
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}; see its log"
-        record = {"time": time.time(), "rank": rank, "host": socket.gethostname(), "exit_code": code, "reason": how}
-        write_atomically(rank_error(log_dir, rank), json.dumps(record, indent=2) + "\n")
+    if status != 0:
+        record_death(log_dir, rank, status=status, code=code)
     return code
 
 

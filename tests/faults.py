@@ -1,7 +1,7 @@
 """Training in which one rank fails on purpose, through the command line.
 
-``python -m tests.faults SPEC fit …`` is ``effnet fit …`` whose ranks read from the JSON file SPEC what happens (``kind``)
-on which ``rank``, after how many optimizer ``steps``, and in which ``attempts``.
+``python -m tests.faults SPEC fit …`` is ``effnet fit …`` whose ranks read from the JSON file SPEC what happens
+(``kind``), on which ``ranks``, after how many optimizer ``steps``, and in which ``attempts``.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def fail(kind: str) -> None:
     if kind == "error":
         raise RuntimeError(f"broken on purpose at {id(kind):#x}")
     if kind == "memory":
-        np.empty(1 << 60)
+        np.empty(1 << 50, np.uint8)
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "loop":

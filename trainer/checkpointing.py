@@ -1,6 +1,7 @@
 """When to save, what goes into a checkpoint beyond Lightning's, how a run goes on from one, and how signals end it."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ KEY = "effnet"
 FAILURES = "checkpoint/failures"
 """Metric: saves that have failed in a row."""
 LONGEST_PAUSE_S = 600.0
+WAIT_S = 5.0
+"""Between two agreements that the last save is still under way."""
 UNFINISHED = "the save before it is still being written"
 
 
@@ -60,13 +63,18 @@ class Checkpointing(Callback):
         *,
         facts: dict[str, Any],
         resumed: Path | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id."""
+        """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id.
+
+        While saves are waited for, which is no hang, ``alive`` is called now and then.
+        """
         self._config = config
         self._directory = directory
         self._flag = flag
         self._facts = facts
         self._resumed = resumed
+        self._alive = alive
         self._agreement: Agreement | None = None
         self._saver: Saver | None = None
         minutes = config.checkpoint.every_n_minutes
@@ -329,7 +337,8 @@ class Checkpointing(Callback):
         assert self._agreement is not None
         word: str | None = UNFINISHED
         while word is not None:
-            done = self._saver is None or self._saver.wait(self._config.fault.timeout_s / 2)
+            self._alive()
+            done = self._saver is None or self._saver.wait(min(self._config.fault.timeout_s / 2, WAIT_S))
             word = self._agreement.first(None if done else UNFINISHED)
         if self._saver is not None:
             self._take_results(trainer)

@@ -151,7 +151,7 @@ def _start_worker(_: int) -> None:
     """Signals are for the training process alone, which still needs its workers to reach the next step.
 
     But for its own SIGTERM: with that multiprocessing ends what is left of them, and then waits for them for ever.
-    They do not outlive it even where it is killed: torch's own check for that comes every 5 s, and only while they wait.
+    They do not outlive it even where it is killed: torch's own check comes every 5 s, and only while they wait.
     """
     end_with_parent(os.getppid())
     for number in (signal.SIGINT, signal.SIGUSR1):

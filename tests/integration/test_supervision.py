@@ -1,6 +1,7 @@
 """Ranks and launchers that fail, in real processes: who ends, how soon, and what is left to read."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from configs.run import RunDirectory
+from configs.rank_records import HANG
+from configs.run import PEER_LOST, RunDirectory, rank_error, rank_log
 from tests.integration.runs import TIMEOUT_S, last_step, logs, train
 
 Overrides = Callable[..., list[str]]
@@ -61,3 +64,66 @@ def test_a_launcher_that_is_killed_leaves_no_process_and_the_run_goes_on(
         train(overrides, runs_dir=runs_dir, run_id="faulty")
         assert "resumed at step" in run.log_dir(1).joinpath("rank_00000.log").read_text()
         assert last_step(run) == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("error", "RuntimeError: broken on purpose at 0x"),
+        ("memory", "MemoryError: Unable to allocate"),
+        ("kill", "killed by SIGKILL"),
+    ],
+)
+def test_a_rank_that_dies_ends_the_others_and_is_named(
+    kind: str, reason: str, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "faulty")
+    launcher = start(toy_overrides(trainer__devices=2, fault__timeout_s=120), runs_dir=tmp_path, kind=kind)
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 1, output + logs(run)
+    (outcome,) = run.outcomes()
+    found = (outcome["exit_class"], outcome["rank"], outcome["host"], outcome["step"])
+    assert found == ("retry", 1, os.uname().nodename, 3), outcome
+    assert outcome["reason"].startswith(reason)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith(f"error: rank 1 ({os.uname().nodename}), step 3: {reason}")
+    # Rank 0 was not killed: it heard of it by itself, and that is not taken for the cause.
+    survivor = json.loads(rank_error(run.log_dir(0), 0).read_text())
+    assert (survivor["error"], survivor["step"]) == (PEER_LOST, 3)
+
+
+def test_when_no_step_comes_every_rank_shows_where_it_is(toy_overrides: Overrides, tmp_path: Path) -> None:
+    """Rank 1 loops in Python, and rank 0 waits in C++ for it."""
+    run = RunDirectory(tmp_path / "faulty")
+    # The collective's own timeout comes later.
+    overrides = toy_overrides(trainer__devices=2, fault__timeout_s=39, fault__hang_timeout_s=20)
+    launcher = start(overrides, runs_dir=tmp_path, kind="loop")
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 1, output + logs(run)
+    (outcome,) = run.outcomes()
+    found = (outcome["exit_class"], outcome["error"], outcome["step"])
+    assert found == ("retry", HANG, 3), outcome
+    assert "no progress in 20 s (fault.hang_timeout_s)" in output.strip().splitlines()[-1]
+    assert "in looping_on_purpose" in rank_log(run.log_dir(0), 1).read_text()
+    assert "torch/autograd" in rank_log(run.log_dir(0), 0).read_text()
+
+
+def test_a_rank_that_does_not_end_when_another_has_failed_shows_where_it_is(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    """Rank 0 gives up on its peer before the watchdog would; rank 1 is deaf in C."""
+    run = RunDirectory(tmp_path / "faulty")
+    launcher = start(toy_overrides(trainer__devices=2, fault__timeout_s=20), runs_dir=tmp_path, kind="wait")
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 1, output + logs(run)
+    (outcome,) = run.outcomes()
+    assert (outcome["rank"], outcome["error"], outcome["step"]) == (1, HANG, 3), outcome
+    assert "did not end within 15 s of another rank's failure" in outcome["reason"]
+    assert "in waiting_in_c_on_purpose" in rank_log(run.log_dir(0), 1).read_text()
+    assert json.loads(rank_error(run.log_dir(0), 0).read_text())["error"] == PEER_LOST
