@@ -21,6 +21,8 @@ EXIT_DO_NOT_RETRY: Final = 93
 EXIT_RETRY: Final = 1
 """Stands for all other exit codes: run me again, a bounded number of times."""
 
+STARTED: Final = "EFFNET_STARTED"
+"""Environment variable: when the launcher began, in seconds since the epoch."""
 PEER_LOST: Final = "PeerLost"
 """Stands for the type of an error that only says that another rank, or the network to it, is gone."""
 

@@ -36,6 +36,7 @@ FAILURES = "checkpoint/failures"
 LONGEST_PAUSE_S = 600.0
 WAIT_S = 5.0
 """Between two agreements that the last save is still under way."""
+TIME_IS_UP = "time is up (fault.max_time_minutes)"
 UNFINISHED = "the save before it is still being written"
 
 
@@ -77,8 +78,11 @@ class Checkpointing(Callback):
         self._alive = alive
         self._agreement: Agreement | None = None
         self._saver: Saver | None = None
-        minutes = config.checkpoint.every_n_minutes
-        self._triggers = Triggers(directory.path.parent, every_s=None if minutes is None else 60 * minutes)
+        every, most = (
+            None if minutes is None else 60 * minutes
+            for minutes in (config.checkpoint.every_n_minutes, config.fault.max_time_minutes)
+        )
+        self._triggers = Triggers(directory.path.parent, every_s=every, max_time_s=most)
         self._copy = HostCopy()
         self._due = False
         self._failures = 0
@@ -200,9 +204,9 @@ class Checkpointing(Callback):
         assert self._agreement is not None
         agreed = self._agreement.ask(self._seen(trainer))
         self._due |= agreed.save
-        if agreed.signal or agreed.stop:
+        if agreed.signal or agreed.stop or agreed.time:
             self._save(trainer, last=True)
-            name = "a signal on another rank" if agreed.signal else STOP
+            name = "a signal on another rank" if agreed.signal else STOP if agreed.stop else TIME_IS_UP
             name = self._flag.received.name if self._flag.received is not None else name
             self._triggers.stopped()
             raise Interrupted(f"{name} at step {trainer.global_step}: checkpointed")
@@ -222,7 +226,8 @@ class Checkpointing(Callback):
         self._take_results(trainer)
         due = self._triggers.save_is_due()
         failed = self._failures >= self._config.checkpoint.max_failures
-        return Votes(signal=signal, stop=self._triggers.stop, save=due, failed=failed)
+        up = self._triggers.time_is_up
+        return Votes(signal=signal, stop=self._triggers.stop, save=due, failed=failed, time=up)
 
     def _take_results(self, trainer: Trainer) -> None:
         """Rank 0: say what came of the saves that have ended, and have one that failed tried again."""
