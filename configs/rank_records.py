@@ -21,16 +21,13 @@ class StepFile:
     """A rank's number of optimizer steps, in 8 bytes that outlive it."""
 
     def __init__(self, log_dir: Path, global_rank: int) -> None:
-        self._descriptor = os.open(_step_file(log_dir, global_rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._file = _step_file(log_dir, global_rank).open("wb", buffering=0)
 
     def write(self, step: int) -> None:
         """Replace the number: about a microsecond, waits for no disk. A full one is no reason to end training."""
         with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, _STEP.pack(step), 0)
-
-    def close(self) -> None:
-        """Leave what was written."""
-        os.close(self._descriptor)
+            os.pwrite(self._file.fileno(), _STEP.pack(step), 0)
 
 
 def read_step(log_dir: Path, global_rank: int) -> int | None:

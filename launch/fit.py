@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,19 +14,29 @@ from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
 from configs.schema import Config
+from launch.attempts import Attempts
 from launch.devices import count_gpus, resolve_devices
+from launch.inbox import SignalInbox
 from launch.lock import locked
-from launch.supervisor import agent_environment, described, outcome, run_command, trainer_command
+from launch.restarts import Restarts
+from launch.supervisor import described, run_command, trainer_command
 
 console = Console(stderr=True)
 
 
-def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
+def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_restarts: int = 0) -> int:
     """Train here, to the end or until a signal; returns the exit code.
+
+    Args:
+        files: Of the configuration.
+        overrides: Over them.
+        run: An existing run to go on with.
+        max_restarts: Most restarts in a row after failures that left no newer checkpoint.
 
     Raises:
         ConfigError: For any mistake in the configuration, before anything is written.
     """
+    started = time.time()
     if run is not None:
         files, overrides = of_run(run, files, overrides)
     config = load_config(files, overrides).config
@@ -46,10 +55,17 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
         if config.data.prepare is not None:
             prepare(config)
         directory.wandb_id()
-        result = _attempt(config, directory, devices=devices, lock=lock)
-        while result.get("rollback"):  # the trainer bounds their number
-            console.print(f"{result['reason']}; going back", style="yellow", highlight=False, markup=False)
-            result = _attempt(config, directory, devices=devices, lock=lock)
+        with SignalInbox() as inbox:
+            attempts = Attempts(
+                config=config,
+                directory=directory,
+                devices=devices,
+                lock=lock,
+                inbox=inbox,
+                started=started,
+                console=console,
+            )
+            result = attempts.run(Restarts(limit=max_restarts, backoff_s=config.fault.restart_backoff_s))
     _say(result, directory)
     return int(result["exit_code"])
 
@@ -66,20 +82,6 @@ def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[li
     place = {"runs_dir": str(found.parent), "run_id": found.name}
     overrides = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())]
     return [str(found / "config.yaml"), *files], overrides
-
-
-def _attempt(config: Config, directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
-    """Run the trainer once; returns and records its outcome."""
-    attempt, started = directory.begin_attempt(), time.time()
-    log_dir = directory.log_dir(attempt)
-    command = trainer_command(
-        "fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}", devices=devices
-    )
-    environment = agent_environment(os.environ, timeout_s=config.fault.timeout_s)
-    status = run_command(command, devices=devices, log_dir=log_dir, environment=environment, inherited=(lock,))
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
-    directory.record_outcome(result)
-    return result
 
 
 def on_run(command: str, run: str, options: Sequence[str]) -> int:

@@ -15,8 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -24,8 +22,8 @@ import psutil
 from configs.lifeline import end_with_parent
 from configs.rank_records import death, read_step
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, exit_class, rank_errors
+from launch.inbox import SignalInbox
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 ENDED = 0
 """Stands among the signals received for the end of the child."""
 GRACE_S = 15.0
@@ -49,6 +47,7 @@ def run_command(
     log_dir: Path,
     environment: Mapping[str, str],
     inherited: Sequence[int] = (),
+    inbox: SignalInbox | None = None,
 ) -> int:
     """Run to the end; returns the process's status, negative for a signal.
 
@@ -63,16 +62,9 @@ def run_command(
         log_dir: Folder of the ranks' logs.
         environment: All of the child's.
         inherited: File descriptors that stay open in the child.
+        inbox: Takes the signals; one for this command alone if left out.
     """
-    received: SimpleQueue[int] = SimpleQueue()
-
-    def remember(number: int, _: FrameType | None) -> None:
-        received.put(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    # Under nohup a hang-up stays without effect.
-    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, remember) for number in heard}
-    try:
+    with SignalInbox() if inbox is None else contextlib.nullcontext(inbox) as received:
         with (log_dir / "launcher.log").open("ab") as log:
             child = subprocess.Popen(
                 command,
@@ -90,9 +82,6 @@ def run_command(
         received.put(ENDED)
         messenger.join()
         return status
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def agent_environment(environment: Mapping[str, str], *, timeout_s: float) -> dict[str, str]:
@@ -150,17 +139,17 @@ def _without_a_word(status: int, log_dir: Path) -> dict[str, Any]:
     }
 
 
-def _pass_on(received: "SimpleQueue[int]", child: subprocess.Popen[bytes], devices: int, log_dir: Path) -> None:
+def _pass_on(received: SignalInbox, child: subprocess.Popen[bytes], devices: int, log_dir: Path) -> None:
     """Send the first signal to the ranks once they listen; at the second, kill."""
-    first = received.get()
-    while first != ENDED:
+    first, then = received.get(), None
+    while first != ENDED and then is None:
         if len(list(log_dir.glob("rank_*.log"))) >= devices:
+            assert first is not None
             _send(_ranks(child, devices), first)
-            break
-        with contextlib.suppress(Empty):
-            received.put(received.get(timeout=POLL_S))
-            break
-    if first != ENDED and received.get() != ENDED:
+            then = received.get()
+        else:
+            then = received.get(POLL_S)
+    if first != ENDED and then != ENDED:
         with contextlib.suppress(psutil.NoSuchProcess):
             agent = psutil.Process(child.pid)
             _send([*agent.children(recursive=True), agent], signal.SIGKILL)

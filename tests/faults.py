@@ -71,17 +71,17 @@ def _rank(spec: Path) -> int:
 
 
 def _launch(spec: Path) -> None:
+    import launch.attempts
     import launch.cli
-    import launch.fit
 
-    plain = launch.fit.trainer_command
+    plain = launch.attempts.trainer_command
 
     def faulty(*arguments: str, devices: int) -> list[str]:
         command = plain(*arguments, devices=devices)
         place = command.index("trainer")
         return [*command[:place], "tests.faults", str(spec), "rank", *command[place + 1 :]]
 
-    launch.fit.trainer_command = faulty
+    launch.attempts.trainer_command = faulty
     launch.cli.main()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ import psutil
 import pytest
 
 from configs.rank_records import HANG
-from configs.run import PEER_LOST, RunDirectory, rank_error, rank_log
-from tests.integration.runs import TIMEOUT_S, last_step, logs, train
+from configs.run import PEER_LOST, RunDirectory, rank_error, rank_errors, rank_log
+from tests.integration import runs
+from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, train
+from tests.integration.test_equivalence import assert_same
 
 Overrides = Callable[..., list[str]]
 SOON_S = 15
@@ -28,6 +31,9 @@ def start(overrides: list[str], *options: str, runs_dir: Path, **fault: Any) -> 
     command = [sys.executable, "-m", "tests.faults", str(spec), "fit", *options, *overrides]
     command += [f"runs_dir={runs_dir}", "run_id=faulty"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+RESTARTS = ("--max-restarts=3", "fault.restart_backoff_s=0.5", "checkpoint.every_n_steps=1")
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> bool:
@@ -127,3 +133,71 @@ def test_a_rank_that_does_not_end_when_another_has_failed_shows_where_it_is(
     assert "did not end within 15 s of another rank's failure" in outcome["reason"]
     assert "in waiting_in_c_on_purpose" in rank_log(run.log_dir(0), 1).read_text()
     assert json.loads(rank_error(run.log_dir(0), 0).read_text())["error"] == PEER_LOST
+
+
+def test_at_the_time_limit_all_ranks_checkpoint_and_end(toy_overrides: Overrides, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "toy")
+    overrides = toy_overrides(trainer__devices=2, trainer__max_epochs=3000, fault__max_time_minutes=0.5)
+    launcher = runs.start(overrides, runs_dir=tmp_path, run_id="toy")
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 85, output + logs(run)
+    (outcome,) = run.outcomes()
+    step = last_step(run)
+    assert outcome["exit_class"] == "interrupted"
+    assert outcome["reason"] == f"time is up (fault.max_time_minutes) at step {step}: checkpointed"
+    assert run.latest_checkpoint() == f"step-{step:09d}"
+    assert "time is up" in output
+    assert {error["step"] for error in rank_errors(run.log_dir(0))} == {step}
+
+
+def test_a_rank_that_is_killed_is_restarted_in_place_and_the_weights_are_the_same(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = toy_overrides(trainer__devices=2, trainer__max_steps=6, checkpoint__every_n_steps=1)
+    whole = train(overrides, runs_dir=tmp_path, run_id="whole")
+    # "never" is for the first attempt.
+    launcher = start([*overrides, "resume=never"], *RESTARTS, runs_dir=tmp_path, kind="kill", attempts=[0, 1])
+    run = RunDirectory(tmp_path / "faulty")
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 0, output + logs(run)
+    outcomes = [(outcome["exit_class"], outcome["rank"], outcome["step"]) for outcome in run.outcomes()]
+    # Killed twice at the same step: no error of the run's, so it may go on.
+    assert outcomes == [("retry", 1, 3), ("retry", 1, 3), ("done", None, None)]
+    assert "step 3: killed by SIGKILL; again from step-00000000" in output
+    assert "(restart 1 of 3 without a new checkpoint)" in output
+    assert_same(final_state(whole), final_state(run))
+
+
+def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(toy_overrides: Overrides, tmp_path: Path) -> None:
+    launcher = start(toy_overrides(), *RESTARTS, runs_dir=tmp_path, kind="error", ranks=[0], attempts=[0, 1, 2, 3])
+    run = RunDirectory(tmp_path / "faulty")
+
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+
+    assert launcher.returncode == 93, output + logs(run)
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["retry", "do_not_retry"]
+    last = output.strip().splitlines()[-1]
+    assert "step 3: RuntimeError: broken on purpose at 0x" in last
+    assert "(attempt 0 failed at the same step in the same way)" in last
+
+
+def test_a_signal_ends_the_wait_for_a_restart_and_one_that_was_heeded_none_follows(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = [*toy_overrides(trainer__max_epochs=300), "fault.restart_backoff_s=300"]
+    run = RunDirectory(tmp_path / "faulty")
+    launcher = start(overrides, "--max-restarts=3", runs_dir=tmp_path, kind="error", ranks=[0])
+    assert wait_for(lambda: bool(run.outcomes()) or launcher.poll() is not None)
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=TIMEOUT_S)
+    assert launcher.returncode == 85, output
+    assert "stopped while waiting to start again" in output
+
+    launcher = start(overrides, "--max-restarts=3", runs_dir=tmp_path, kind="error", attempts=[])
+    output = runs.signal_after(launcher, run, step=6)
+    assert launcher.returncode == 85, output
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["retry", "interrupted"]
