@@ -37,9 +37,7 @@ def _problem(config: Config, key: str, accepted: str, *beside: str) -> Problem:
 def _faults(config: Config) -> Iterator[Problem]:
     fault = config.fault
     if fault.hang_timeout_s is not None and fault.hang_timeout_s <= fault.timeout_s / 2:
-        accepted = (
-            f"null, or more than half of fault.timeout_s = {fault.timeout_s:g}: so long a step may wait for a save"
-        )
+        accepted = f"null, or more than half of fault.timeout_s = {fault.timeout_s:g}: so long may a save be waited for"
         yield _problem(config, "fault.hang_timeout_s", accepted, "fault.timeout_s")
 
 

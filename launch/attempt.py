@@ -109,7 +109,8 @@ def main() -> int:
         max_failures=arguments.max_failures,
     )
     sys.stdout.write("requeue\n" if requeue else "end\n")
-    sys.stderr.write(f"attempt {arguments.attempt}: {result['exit_class']}: {described(result)}\n")
+    joined = " on " if result["rank"] is not None else ": "
+    sys.stderr.write(f"attempt {arguments.attempt}: {result['exit_class']}{joined}{described(result)}\n")
     return int(result["exit_code"])
 
 
