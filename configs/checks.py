@@ -34,6 +34,13 @@ def _problem(config: Config, key: str, accepted: str, *beside: str) -> Problem:
     return Problem(key=key, received=shown(value), accepted=accepted, beside=beside)
 
 
+def _faults(config: Config) -> Iterator[Problem]:
+    fault = config.fault
+    if fault.hang_timeout_s is not None and fault.hang_timeout_s <= fault.timeout_s / 2:
+        accepted = f"null, or more than half of fault.timeout_s = {fault.timeout_s:g}: so long may a save be waited for"
+        yield _problem(config, "fault.hang_timeout_s", accepted, "fault.timeout_s")
+
+
 def _batches(config: Config) -> Iterator[Problem]:
     data, trainer = config.data, config.trainer
     size, micro = data.global_batch_size, data.micro_batch_size
@@ -217,6 +224,7 @@ def _launch(config: Config) -> Iterator[Problem]:
 
 CHECKS: tuple[Check, ...] = (
     _batches,
+    _faults,
     _images,
     _decoder,
     _model,

@@ -18,6 +18,13 @@ EXIT_INTERRUPTED: Final = 85
 """Checkpointed after a signal: run me again."""
 EXIT_DO_NOT_RETRY: Final = 93
 """Configuration, data or code is at fault."""
+EXIT_RETRY: Final = 1
+"""Stands for all other exit codes: run me again, a bounded number of times."""
+
+STARTED: Final = "EFFNET_STARTED"
+"""Environment variable: when the launcher began, in seconds since the epoch."""
+PEER_LOST: Final = "PeerLost"
+"""Stands for the type of an error that only says that another rank, or the network to it, is gone."""
 
 
 def exit_class(code: int) -> str:
@@ -243,11 +250,14 @@ def rank_log(log_dir: Path, global_rank: int) -> Path:
 
 
 def rank_error(log_dir: Path, global_rank: int) -> Path:
-    """What ended one rank before its time: JSON with time, rank, host, exit_code, reason."""
+    """What ended one rank before its time: JSON with time, rank, host, step, exit_code, error, reason."""
     return log_dir / f"rank_{global_rank:05d}.error.json"
 
 
 def rank_errors(log_dir: Path) -> list[dict[str, Any]]:
-    """What the ranks of an attempt left behind, the earliest first: that one is the root cause."""
+    """What the ranks of an attempt left behind, the root cause first.
+
+    That is the earliest. Losing a peer is none: survivors may say so before there is word of a rank that was killed.
+    """
     found = [json.loads(path.read_text(encoding="utf-8")) for path in log_dir.glob("rank_*.error.json")]
-    return sorted(found, key=lambda error: error["time"])
+    return sorted(found, key=lambda error: (error.get("error") == PEER_LOST, error["time"]))

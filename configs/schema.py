@@ -306,6 +306,16 @@ class Fault(Section):
 
     timeout_s: PositiveFloat = 300.0
     """Longest wait in a collective operation before a rank gives up on its peers."""
+    hang_timeout_s: PositiveFloat | None = 900.0
+    """Seconds without a micro-batch, of training or validation, after which a rank writes its Python stacks to its log
+    and ends, to be tried again. The first micro-batch may take half an hour. None is off."""
+    max_time_minutes: PositiveFloat | None = None
+    """Minutes after which the run is checkpointed and ends with exit code 85, as after a signal; from the start of
+    `effnet fit`, restarts included, or of a job's rank 0. Set it below a scheduler's limit by more than a step and a
+    save take. None is no limit."""
+    restart_backoff_s: PositiveFloat = 10.0
+    """Seconds before the first restart of `effnet fit --max-restarts`, give or take half; doubles with each further one
+    without a newer checkpoint, up to 5 minutes."""
     check_every_n_steps: PositiveInt = 1
     """Optimizer steps between two agreements on whether a signal has arrived."""
     max_skipped_steps: NonNegativeInt = 10

@@ -12,7 +12,7 @@ from typing import Any
 
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, write_atomically
 from launch.ledger import CANCELLED
-from launch.supervisor import outcome
+from launch.supervisor import described, outcome
 
 FACTS = "attempt.json"
 """In the folder of an attempt's logs."""
@@ -109,8 +109,8 @@ def main() -> int:
         max_failures=arguments.max_failures,
     )
     sys.stdout.write("requeue\n" if requeue else "end\n")
-    where = f" on rank {result['rank']} ({result['host']})" if result["rank"] is not None else ""
-    sys.stderr.write(f"attempt {arguments.attempt}: {result['exit_class']}{where}: {result['reason']}\n")
+    joined = " on " if result["rank"] is not None else ": "
+    sys.stderr.write(f"attempt {arguments.attempt}: {result['exit_class']}{joined}{described(result)}\n")
     return int(result["exit_code"])
 
 

@@ -31,11 +31,14 @@ def fit(
     overrides: Overrides = None,
     config: ConfigFiles = None,
     run: Annotated[str | None, typer.Option(help="Go on with an existing run.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
+    ] = 0,
 ) -> None:
     """Train on this machine's devices. The same command goes on where it stopped."""
     from launch import fit as local
 
-    raise typer.Exit(local.fit(config or [], overrides or [], run))
+    raise typer.Exit(local.fit(config or [], overrides or [], run, max_restarts=max_restarts))
 
 
 @app.command()

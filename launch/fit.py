@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,19 +14,29 @@ from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
 from configs.schema import Config
+from launch.attempts import Attempts
 from launch.devices import count_gpus, resolve_devices
+from launch.inbox import SignalInbox
 from launch.lock import locked
-from launch.supervisor import outcome, run_command, trainer_command
+from launch.restarts import Restarts
+from launch.supervisor import described, run_command, trainer_command
 
 console = Console(stderr=True)
 
 
-def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
+def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_restarts: int = 0) -> int:
     """Train here, to the end or until a signal; returns the exit code.
+
+    Args:
+        files: Of the configuration.
+        overrides: Over them.
+        run: An existing run to go on with.
+        max_restarts: Most restarts in a row after failures that left no newer checkpoint.
 
     Raises:
         ConfigError: For any mistake in the configuration, before anything is written.
     """
+    started = time.time()
     if run is not None:
         files, overrides = of_run(run, files, overrides)
     config = load_config(files, overrides).config
@@ -46,10 +55,17 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None) -> int:
         if config.data.prepare is not None:
             prepare(config)
         directory.wandb_id()
-        result = _attempt(directory, devices=devices, lock=lock)
-        while result.get("rollback"):  # the trainer bounds their number
-            console.print(f"{result['reason']}; going back", style="yellow", highlight=False, markup=False)
-            result = _attempt(directory, devices=devices, lock=lock)
+        with SignalInbox() as inbox:
+            attempts = Attempts(
+                config=config,
+                directory=directory,
+                devices=devices,
+                lock=lock,
+                inbox=inbox,
+                started=started,
+                console=console,
+            )
+            result = attempts.run(Restarts(limit=max_restarts, backoff_s=config.fault.restart_backoff_s))
     _say(result, directory)
     return int(result["exit_code"])
 
@@ -74,19 +90,6 @@ def _is_longer(config: Config, directory: RunDirectory) -> bool:
     """Whether a run that is done has further to go by now."""
     ends = ("trainer.max_steps", "trainer.max_epochs")
     return any(change.key in ends for change in directory.changes(config))
-
-
-def _attempt(directory: RunDirectory, *, devices: int, lock: int) -> dict[str, Any]:
-    """Run the trainer once; returns and records its outcome."""
-    attempt, started = directory.begin_attempt(), time.time()
-    log_dir = directory.log_dir(attempt)
-    command = trainer_command(
-        "fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}", devices=devices
-    )
-    status = run_command(command, devices=devices, log_dir=log_dir, environment=os.environ, inherited=(lock,))
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
-    directory.record_outcome(result)
-    return result
 
 
 def on_run(command: str, run: str, options: Sequence[str]) -> int:
@@ -161,7 +164,7 @@ def _say(result: dict[str, object], directory: RunDirectory) -> None:
         text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
         console.print(text, style="yellow", highlight=False, markup=False)
     elif code != EXIT_DONE:
-        rank = f" on rank {result['rank']} ({result['host']})" if result["rank"] is not None else ""
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."
-        text = f"error{rank}: {result['reason']}\n{where}{hint}"
-        console.print(text, style="red", highlight=False, markup=False)
+        # What happened and where comes last, for whoever sees no more than the end.
+        text = f"{where}{hint}\nerror: {described(result)}"
+        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

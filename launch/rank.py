@@ -6,11 +6,10 @@ Understands the variables of torchrun and of Slurm's srun.
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -35,9 +34,9 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, on_signal)
     # After the handlers, so that a signal at the start ends nothing.
-    import json
-
-    from configs.run import RunDirectory, rank_error, rank_errors, write_atomically
+    from configs.lifeline import end_with_parent
+    from configs.rank_records import record_death
+    from configs.run import RunDirectory, rank_error, rank_errors
 
     parser = argparse.ArgumentParser(prog="python -m launch.rank", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
@@ -57,16 +56,21 @@ def main() -> int:
     command = [sys.executable, "-m", "trainer", "fit", str(run.path), f"--attempt={attempt}", f"--log-dir={log_dir}"]
     # Held back until the trainer can take them: this too survives exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, **ranks}))
+    children.append(
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **ranks},
+            preexec_fn=partial(end_with_parent, os.getpid()),  # safe: this process has one thread
+        )
+    )
     for early in received:
         children[0].send_signal(early)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     status = children[0].wait()
     code = status if status >= 0 else 128 - status
-    if status != 0 and not rank_error(log_dir, rank).exists():
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}; see its log"
-        record = {"time": time.time(), "rank": rank, "host": socket.gethostname(), "exit_code": code, "reason": how}
-        write_atomically(rank_error(log_dir, rank), json.dumps(record, indent=2) + "\n")
+    if status != 0:
+        record_death(log_dir, rank, status=status, code=code)
     return code
 
 

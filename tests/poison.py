@@ -59,17 +59,17 @@ def _rank(spec: Path) -> int:
 
 
 def _launch(spec: Path) -> None:
+    import launch.attempts
     import launch.cli
-    import launch.fit
 
-    plain = launch.fit.trainer_command
+    plain = launch.attempts.trainer_command
 
     def poisoned(*arguments: str, devices: int) -> list[str]:
         command = plain(*arguments, devices=devices)
         place = command.index("trainer")
         return [*command[:place], "tests.poison", str(spec), "rank", *command[place + 1 :]]
 
-    launch.fit.trainer_command = poisoned
+    launch.attempts.trainer_command = poisoned
     launch.cli.main()
 
 

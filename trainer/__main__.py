@@ -1,32 +1,30 @@
 """``python -m trainer``: the process that runs on each rank. Signals and logs are set up before torch is imported."""
 
 import argparse
-import ctypes
-import json
 import os
-import signal
-import socket
+import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.lifeline import end_with_parent
 from configs.problems import ConfigError, DataError, UnreachableError
+from configs.rank_records import record_rank_error
 from configs.run import (
     EXIT_DO_NOT_RETRY,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_RETRY,
+    PEER_LOST,
     RunDirectory,
-    rank_error,
     rank_log,
-    write_atomically,
 )
 from trainer.logs import logger, redirect_output
-from trainer.processes import Processes
+from trainer.processes import AGENT_PID, Processes
 from trainer.signals import StopFlag
 
-EXIT_RETRY = 1
-PR_SET_PDEATHSIG = 1
+LOST_PEER = re.compile(r"gloo[/:]|\bNCCL\b|\bDist(Backend|Network|Store)Error\b|Connection closed by peer")
+"""What gloo, NCCL and torch's store say when another rank has ended, or the network to it."""
 
 
 def main() -> int:
@@ -36,9 +34,9 @@ def main() -> int:
     if arguments.command == "fit":
         flag.install()
     processes = Processes.from_environment()
-    if processes.is_distributed and sys.platform == "linux":
+    if processes.is_distributed:
         # Without its agent a rank would train on, beside those that the next attempt starts.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(int(os.environ.get(AGENT_PID, os.getppid())))
     run = RunDirectory(arguments.run)
     log_dir: Path = arguments.log_dir
     console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=processes.global_rank == 0)
@@ -81,20 +79,10 @@ def _guarded(work: Callable[[], None], *, log_dir: Path, processes: Processes) -
 
 
 def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes, rollback: bool = False) -> int:
-    """Leave the reason where the launcher finds it, whichever node this is.
-
-    After a ``rollback`` the launcher starts the next attempt at once.
-    """
+    """Leave the reason where the launcher finds it, whichever node this is."""
     reason = str(error) if code != EXIT_RETRY or rollback else f"{type(error).__name__}: {error}"
-    record: dict[str, object] = {
-        "time": time.time(),
-        "rank": processes.global_rank,
-        "host": socket.gethostname(),
-        "exit_code": code,
-        "reason": reason,
-        **({"rollback": True} if rollback else {}),
-    }
-    write_atomically(rank_error(log_dir, processes.global_rank), json.dumps(record, indent=2) + "\n")
+    kind = PEER_LOST if code == EXIT_RETRY and LOST_PEER.search(reason) else type(error).__name__
+    record_rank_error(log_dir, processes.global_rank, code=code, reason=reason, error=kind, rollback=rollback)
     sys.stderr.write(f"{reason}\n")
     return code
 

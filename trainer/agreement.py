@@ -15,12 +15,14 @@ class Votes(NamedTuple):
         stop: A file asks to stop.
         save: A save is due.
         failed: Too many saves have failed.
+        time: The run's time is up.
     """
 
     signal: bool = False
     stop: bool = False
     save: bool = False
     failed: bool = False
+    time: bool = False
 
 
 class Agreement:

@@ -1,6 +1,7 @@
 """When to save, what goes into a checkpoint beyond Lightning's, how a run goes on from one, and how signals end it."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from trainer.triggers import STOP, Triggers
 FAILURES = "checkpoint/failures"
 """Metric: saves that have failed in a row."""
 LONGEST_PAUSE_S = 600.0
+WAIT_S = 5.0
+"""Between two agreements that the last save is still under way."""
+TIME_IS_UP = "time is up (fault.max_time_minutes)"
 UNFINISHED = "the save before it is still being written"
 
 
@@ -61,17 +65,25 @@ class Checkpointing(Callback):
         *,
         facts: dict[str, Any],
         start: Start = START_ANEW,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id."""
+        """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id.
+
+        While saves are waited for, which is no hang, ``alive`` is called now and then.
+        """
         self._config = config
         self._directory = directory
         self._flag = flag
         self._facts = facts
         self._start = start
+        self._alive = alive
         self._agreement: Agreement | None = None
         self._saver: Saver | None = None
-        minutes = config.checkpoint.every_n_minutes
-        self._triggers = Triggers(directory.path.parent, every_s=None if minutes is None else 60 * minutes)
+        every, most = (
+            None if minutes is None else 60 * minutes
+            for minutes in (config.checkpoint.every_n_minutes, config.fault.max_time_minutes)
+        )
+        self._triggers = Triggers(directory.path.parent, every_s=every, max_time_s=most)
         self._copy = HostCopy()
         self._due = False
         self._failures = 0
@@ -196,9 +208,9 @@ class Checkpointing(Callback):
         assert self._agreement is not None
         agreed = self._agreement.ask(self._seen(trainer))
         self._due |= agreed.save
-        if agreed.signal or agreed.stop:
+        if agreed.signal or agreed.stop or agreed.time:
             self._save(trainer, last=True)
-            name = "a signal on another rank" if agreed.signal else STOP
+            name = "a signal on another rank" if agreed.signal else STOP if agreed.stop else TIME_IS_UP
             name = self._flag.received.name if self._flag.received is not None else name
             self._triggers.stopped()
             raise Interrupted(f"{name} at step {trainer.global_step}: checkpointed")
@@ -218,7 +230,8 @@ class Checkpointing(Callback):
         self._take_results(trainer)
         due = self._triggers.save_is_due()
         failed = self._failures >= self._config.checkpoint.max_failures
-        return Votes(signal=signal, stop=self._triggers.stop, save=due, failed=failed)
+        up = self._triggers.time_is_up
+        return Votes(signal=signal, stop=self._triggers.stop, save=due, failed=failed, time=up)
 
     def _take_results(self, trainer: Trainer) -> None:
         """Rank 0: say what came of the saves that have ended, and have one that failed tried again."""
@@ -334,7 +347,8 @@ class Checkpointing(Callback):
         assert self._agreement is not None
         word: str | None = UNFINISHED
         while word is not None:
-            done = self._saver is None or self._saver.wait(self._config.fault.timeout_s / 2)
+            self._alive()
+            done = self._saver is None or self._saver.wait(min(self._config.fault.timeout_s / 2, WAIT_S))
             word = self._agreement.first(None if done else UNFINISHED)
         if self._saver is not None:
             self._take_results(trainer)

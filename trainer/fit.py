@@ -1,7 +1,10 @@
 """``python -m trainer fit``: the composition root of training. Builds the parts, trains, says what came of it."""
 
+import contextlib
+
 from rich.console import Console
 
+from configs.rank_records import StepFile
 from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
@@ -21,6 +24,7 @@ from trainer.resuming import choose
 from trainer.rollback import RollBack, Rollbacks
 from trainer.signals import StopFlag
 from trainer.tracking import SafeWandbLogger, build_loggers
+from trainer.watchdog import Watchdog, WatchdogCallback
 
 
 def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes, console: Console) -> None:
@@ -43,14 +47,16 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         commit = record_environment(run, attempt=attempt, world_size=world_size, resumed_from=start.checkpoint)
 
     metrics = TrainingMetrics(config, attempt=attempt)
+    watchdog = Watchdog(run.log_dir(attempt), processes.global_rank, timeout_s=config.fault.hang_timeout_s)
     facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id(), "rollbacks": len(rollbacks.records)}
     callbacks = [
+        WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
         NonFiniteSteps(config, run, rollbacks, attempt=attempt),
         BatchNormStatistics(),
         *([WeightAverage(config.ema)] if config.ema.enabled else []),
         metrics,
         ProgressDisplay(config, console, metrics),
-        Checkpointing(config, checkpoints, flag, facts=facts, start=start),
+        Checkpointing(config, checkpoints, flag, facts=facts, start=start, alive=watchdog.alive),
     ]
     loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
@@ -88,8 +94,10 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
                 if isinstance(tracker, SafeWandbLogger):
                     tracker.finish(exit_code)
         if interrupted:
-            # torchrun kills the others when the first process ends, and rank 0 may be at W&B's end still.
-            trainer.strategy.barrier("tracked")
+            # torchrun kills the others when the first process ends, and rank 0 may be at W&B's end still. All have the
+            # checkpoint: whoever is lost from here on takes nothing back.
+            with contextlib.suppress(RuntimeError):
+                trainer.strategy.barrier("tracked")
     if trainer.is_global_zero:
         draw_curves(run.metrics_file, run.path / "curves.png")
         _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)

@@ -4,6 +4,7 @@ import faulthandler
 import io
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,8 @@ def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable()
+    if hasattr(signal, "SIGUSR2"):
+        faulthandler.register(signal.SIGUSR2)  # shows the stacks of all threads, whatever they are at
 
     to_file = logging.StreamHandler(sys.stderr)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

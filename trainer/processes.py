@@ -2,6 +2,10 @@
 
 import os
 from dataclasses import dataclass
+from typing import Final
+
+AGENT_PID: Final = "EFFNET_AGENT_PID"
+"""Environment variable: the process that started the ranks of this node, and ends them."""
 
 
 @dataclass(frozen=True, kw_only=True)

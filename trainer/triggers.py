@@ -1,11 +1,15 @@
-"""What asks for a checkpoint from outside of training: minutes that have passed, and files in the run directory.
+"""What asks for a checkpoint from outside of training: time that has passed, and files in the run directory.
 
 Rank 0 alone looks; trainer/agreement.py tells the others.
 """
 
+import os
 import time
 from pathlib import Path
 
+import psutil
+
+from configs.run import STARTED
 from trainer.logs import logger
 
 STOP, SAVE = "STOP", "SAVE"
@@ -17,14 +21,25 @@ LOOK_EVERY_S = 1.0
 class Triggers:
     """Says when a save is due, once for each."""
 
-    def __init__(self, run_dir: Path, *, every_s: float | None) -> None:
-        """``every_s`` is the time from a checkpoint of any kind to the next one; None is off."""
+    def __init__(self, run_dir: Path, *, every_s: float | None, max_time_s: float | None = None) -> None:
+        """Times in seconds, or None.
+
+        ``every_s`` is from a checkpoint of any kind to the next one, ``max_time_s`` from the start of the launcher,
+        whose first attempt this need not be, or else of this process.
+        """
+        started = float(os.environ.get(STARTED) or psutil.Process().create_time())
+        self._ends = None if max_time_s is None else time.monotonic() + started + max_time_s - time.time()
         self._run_dir = run_dir
         self._every_s = every_s
         self._due = time.monotonic() + every_s if every_s is not None else None
         self._retry: float | None = None
         self._looked = float("-inf")
         self.stop = False
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the run has had its time."""
+        return self._ends is not None and time.monotonic() >= self._ends
 
     def started(self) -> None:
         """A save has begun: count from here."""

@@ -14,6 +14,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from configs.lifeline import end_with_parent
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.streaming.batch_memory import BatchMemory
@@ -166,7 +167,9 @@ def _start_worker(_: int) -> None:
     """Signals are for the training process alone, which still needs its workers to reach the next step.
 
     But for its own SIGTERM: with that multiprocessing ends what is left of them, and then waits for them for ever.
+    They do not outlive it even where it is killed: torch's own check comes every 5 s, and only while they wait.
     """
+    end_with_parent(os.getppid())
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

@@ -25,6 +25,11 @@ CASES = [
         "data.micro_batch_size",
         "an even number: Mixup and CutMix mix pairs",
     ),
+    (
+        ("fault.timeout_s=300", "fault.hang_timeout_s=150"),
+        "fault.hang_timeout_s",
+        "null, or more than half of fault.timeout_s = 300: so long may a save be waited for",
+    ),
     (("data.mean=[0.5]",), "data.mean", "model.in_chans = 3 values"),
     (("data.std=[0.5, 0.5, 0.5]", "model.in_chans=1"), "data.std", "model.in_chans = 1 values"),
     (("data.augmentation.scale=[1, 0.5]",), "data.augmentation.scale", "a lower and an upper bound, in that order"),

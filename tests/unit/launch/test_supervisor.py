@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from configs.run import rank_error
-from launch.supervisor import outcome, run_command, trainer_command
+from configs.rank_records import StepFile, record_death, record_rank_error
+from configs.run import PEER_LOST, rank_error, rank_log
+from launch.supervisor import described, outcome, run_command, trainer_command
 
 TIMEOUT_S = 20
 
@@ -122,7 +124,7 @@ def test_one_device_trains_without_torchrun() -> None:
 def test_several_devices_train_under_torchrun_without_its_restarts() -> None:
     command = trainer_command("fit", "runs/a", devices=4)
 
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert command[:3] == [sys.executable, "-m", "trainer.agent"]
     assert command[-4:] == ["-m", "trainer", "fit", "runs/a"]
     assert {"--standalone", "--nproc-per-node=4", "--max-restarts=0"} == set(command[3:-4])
 
@@ -276,7 +278,15 @@ def told(status: int, log_dir: Path) -> dict[str, Any]:
 
 
 def test_success_is_done_whatever_a_rank_left(tmp_path: Path) -> None:
-    done = {"exit_code": 0, "exit_class": "done", "rank": None, "host": None, "reason": "done"}
+    done = {
+        "exit_code": 0,
+        "exit_class": "done",
+        "rank": None,
+        "host": None,
+        "step": None,
+        "error": None,
+        "reason": "done",
+    }
     assert told(0, tmp_path) == done
 
     leave(tmp_path, 1, code=1, reason="teardown", when=1)
@@ -292,6 +302,8 @@ def test_a_failure_is_that_of_the_rank_that_failed_first(tmp_path: Path) -> None
         "exit_class": "retry",
         "rank": 2,
         "host": "node2",
+        "step": None,
+        "error": None,
         "reason": "RuntimeError: out of memory",
     }
 
@@ -305,6 +317,8 @@ def test_an_interruption_is_85(tmp_path: Path) -> None:
         "exit_class": "interrupted",
         "rank": 0,
         "host": "node0",
+        "step": None,
+        "error": None,
         "reason": "checkpointed at step 7 after SIGTERM",
     }
 
@@ -328,10 +342,47 @@ def test_a_run_that_goes_back_is_told_from_other_failures(tmp_path: Path) -> Non
         "exit_class": "retry",
         "rank": 0,
         "host": "node0",
+        "step": None,
+        "error": None,
         "reason": "step 7: rolled back",
         "rollback": True,
     }
     assert "rollback" not in told(0, tmp_path)
+
+
+def test_losing_a_peer_is_never_the_root_cause(tmp_path: Path) -> None:
+    record_rank_error(tmp_path, 0, code=1, reason="RuntimeError: Connection closed by peer", error=PEER_LOST)
+    StepFile(tmp_path, 1).write(2**40)
+    record_death(tmp_path, 1, status=-9, code=1)  # later, by the agent that finds it dead
+
+    result = told(1, tmp_path)
+
+    assert (result["rank"], result["step"], result["error"]) == (1, 2**40, None)
+    assert described(result) == f"rank 1 ({socket.gethostname()}), step {2**40}: killed by SIGKILL"
+
+
+def test_a_rank_that_is_killed_once_all_have_the_checkpoint_takes_nothing_back(tmp_path: Path) -> None:
+    record_death(tmp_path, 1, status=-15, code=1)
+    assert told(1, tmp_path)["exit_class"] == "retry"
+
+    record_rank_error(tmp_path, 0, code=85, reason="SIGTERM at step 3: checkpointed", error="Interrupted")
+    assert told(1, tmp_path)["exit_class"] == "interrupted"
+
+
+def test_word_that_a_rank_has_left_is_kept(tmp_path: Path) -> None:
+    record_rank_error(tmp_path, 0, code=93, reason="shard 3 is truncated", error="DataError")
+    record_death(tmp_path, 0, status=93, code=1)
+
+    assert told(1, tmp_path)["reason"] == "shard 3 is truncated"
+
+
+def test_the_rank_of_a_run_of_one_is_known_though_it_left_no_word(tmp_path: Path) -> None:
+    rank_log(tmp_path, 0).touch()
+    StepFile(tmp_path, 0).write(7)
+
+    result = told(-9, tmp_path)
+
+    assert (result["rank"], result["host"], result["step"]) == (0, socket.gethostname(), 7)
 
 
 def test_a_mistake_of_the_users_keeps_all_its_lines(tmp_path: Path) -> None:
@@ -360,6 +411,8 @@ def test_an_end_without_a_word_is_a_retry(status: int, reason: str, tmp_path: Pa
         "exit_class": "retry",
         "rank": None,
         "host": None,
+        "step": None,
+        "error": None,
         "reason": reason,
     }
 

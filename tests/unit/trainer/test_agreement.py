@@ -20,14 +20,15 @@ agreement = Agreement(world_size=distributed.get_world_size(), timeout=timedelta
 def test_all_ranks_learn_at_the_same_call_what_one_has_seen() -> None:
     code = """
 seen = {(0, 1): Votes(save=True), (2, 3): Votes(signal=True), (0, 3): Votes(stop=True), (0, 5): Votes(failed=True)}
+seen[1, 6] = Votes(time=True)
 found = []
 for call in range(8):
     time.sleep(0.02 * (rank + 1) * (call % 3))  # out of step
     found.append([int(vote) for vote in agreement.ask(seen.get((rank, call), Votes()))])
 print(json.dumps(found))
 """
-    nothing = [0, 0, 0, 0]
-    expected = [nothing, nothing, [0, 0, 1, 0], nothing, [1, 1, 0, 0], nothing, [0, 0, 0, 1], nothing]
+    nothing = [0] * 5
+    expected = [nothing, nothing, [0, 0, 1, 0, 0], nothing, [1, 1, 0, 0, 0], nothing, [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
     assert run_ranks(BEGIN + code, world_size=3) == [expected] * 3
 
 
@@ -39,7 +40,7 @@ found.append(agreement.first({1: "disk full on rank 1", 2: "on rank 2"}.get(rank
 found.append(list(map(int, agreement.ask(Votes()))))
 print(json.dumps(found))
 """
-    assert run_ranks(BEGIN + code, world_size=3) == [[None, "disk full on rank 1", [0, 0, 1, 0]]] * 3
+    assert run_ranks(BEGIN + code, world_size=3) == [[None, "disk full on rank 1", [0, 0, 1, 0, 0]]] * 3
 
 
 def test_alone_a_rank_agrees_with_itself_at_once() -> None:

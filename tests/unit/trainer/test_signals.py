@@ -64,6 +64,61 @@ def test_a_second_signal_of_another_kind_ends_the_process_too(process: "subproce
     assert process.wait(timeout=10) == -signal.SIGTERM
 
 
+STUCK = """
+import ctypes, threading, time
+from tests.faults import waiting_in_c_on_purpose
+from trainer.signals import StopFlag
+flag = StopFlag().install()
+
+def say():
+    while not flag.received:
+        time.sleep(0.01)
+    print(flag.received.name, flush=True)
+
+threading.Thread(target=say, daemon=True).start()
+print("ready", flush=True)
+waiting_in_c_on_purpose(ctypes.CDLL(None))
+"""
+
+
+@pytest.mark.parametrize("second", SIGNALS, ids=lambda number: number.name)
+def test_signals_are_heard_while_the_main_thread_waits_in_c(second: signal.Signals) -> None:
+    child = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "SIGTERM\n"
+        time.sleep(ECHO_S + 0.5)
+        assert child.poll() is None
+
+        child.send_signal(second)
+        assert child.wait(timeout=10) == -second
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_signal_to_a_forked_child_is_not_for_its_parent() -> None:
+    program = """
+import os, signal, time
+from trainer.signals import StopFlag
+flag = StopFlag().install()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+time.sleep(0.3)
+os.kill(child, signal.SIGTERM)
+time.sleep(0.5)
+os.kill(child, signal.SIGKILL)
+print(flag.received)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "None\n"
+
+
 def test_the_flag_remembers_the_first_signal_alone() -> None:
     flag = StopFlag()
     assert flag.received is None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.run import STARTED
 from trainer import triggers
 from trainer.triggers import SAVE, STOP, Triggers
 
@@ -26,6 +27,17 @@ def test_a_save_is_due_once_for_each_time_that_passes(tmp_path: Path) -> None:
     time.sleep(0.25)
     assert asked.save_is_due()
     assert not asked.save_is_due()
+
+
+def test_time_is_counted_from_the_launchers_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STARTED, str(time.time() - 50))
+    assert not Triggers(tmp_path, every_s=None).time_is_up
+    assert not Triggers(tmp_path, every_s=None, max_time_s=500).time_is_up
+    assert Triggers(tmp_path, every_s=None, max_time_s=49).time_is_up
+
+    monkeypatch.delenv(STARTED)  # then, of this process, which is older than nothing
+    assert Triggers(tmp_path, every_s=None, max_time_s=1e-3).time_is_up
+    assert not Triggers(tmp_path, every_s=None, max_time_s=1e6).time_is_up
 
 
 def test_another_save_begins_the_time_anew(tmp_path: Path) -> None:
