@@ -20,10 +20,11 @@ from tests.s3 import S3, s3_server
 from tests.unit.trainer.runs import checkpoint, new_run, rows, train
 from tests.unit.trainer.settings import settings
 from trainer import remote_checkpoints, saver
-from trainer.checkpointing import FAILURES, Interrupted, SaveFailedError
+from trainer.checkpointing import Interrupted
 from trainer.checkpoints import CHECKPOINT, MANIFEST, CheckpointDirectory, read_manifest, verify
 from trainer.remote_checkpoints import RemoteCheckpoints, fetch_newest
 from trainer.retention import Retention
+from trainer.saves import FAILURES, SaveFailedError
 from trainer.triggers import STOP
 
 Overrides = Callable[..., list[str]]
