@@ -22,7 +22,6 @@ import os
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from torch import distributed
 
 from benchmarks.measure import finish, median_ratio, report, take_turns
 from benchmarks.photographs import write_shards
+from benchmarks.runs import command, finished, seconds_to_step, settings
 from configs.rank_records import StepFile
 from configs.run import RunDirectory
 from trainer.agreement import Agreement, Votes
@@ -51,43 +51,6 @@ TARGETS = {
 }
 
 
-def settings(folder: Path, **changes: object) -> list[str]:
-    """A recipe of the paper's on tiny images: what a checkpoint holds does not depend on their size."""
-    wanted = {
-        "data.train_shards": f"{folder}/imagenet1k-train-*.tar",
-        "data.val_shards": f"{folder}/imagenet1k-validation-*.tar",
-        "data.global_batch_size": 2,
-        "data.micro_batch_size": 2,
-        "data.num_lanes": 2,
-        "data.num_workers": 0,
-        "data.image_size": 64,
-        "optimizer.opt": "rmsproptf",
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 1,
-        "trainer.precision": "32-true",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "tracking.mode": "disabled",
-        **{name.replace("__", "."): value for name, value in changes.items()},
-    }
-    return [f"{name}={json.dumps(value)}" for name, value in wanted.items()]
-
-
-def fit(run: RunDirectory, overrides: list[str]) -> subprocess.Popen[bytes]:
-    """Start `effnet fit`."""
-    place = [f"runs_dir={json.dumps(str(run.path.parent))}", f"run_id={run.run_id}"]
-    command = [sys.executable, "-m", "launch.cli", "fit", *overrides, *place]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def finished(run: RunDirectory, overrides: list[str]) -> RunDirectory:
-    """Train to the end."""
-    status = fit(run, overrides).wait()
-    if status:
-        raise RuntimeError(f"{run.path} ended with {status}: {run.outcomes()}")
-    return run
-
-
 def stall_share(folder: Path, model: str, *, saves: int) -> float:
     """Of training's time, what saves take; the first, which makes its memory, is left out."""
     run = RunDirectory(folder / f"stall-{model}")
@@ -100,38 +63,20 @@ def stall_share(folder: Path, model: str, *, saves: int) -> float:
     return statistics.median(stalls) / (STEPS_BETWEEN_SAVES * STEP_S)
 
 
-def seconds_to_first_step(run: RunDirectory, overrides: list[str], *, step: int) -> float:
-    """From the process's start until a step's row is in metrics.csv."""
-    begin, process = time.perf_counter(), fit(run, overrides)
-    try:
-        while not run.metrics_file.exists() or f"\n{step}," not in _steps(run.metrics_file):
-            if process.poll() is not None:
-                raise RuntimeError(f"{run.path} ended with {process.returncode}: {run.outcomes()}")
-            time.sleep(0.002)
-        return time.perf_counter() - begin
-    finally:
-        process.wait()
-        shutil.rmtree(run.path)
-
-
-def _steps(metrics: Path) -> str:
-    header, *rows = metrics.read_text().splitlines()
-    column = header.split(",").index("step")
-    return "\n" + "\n".join(f"{row.split(',')[column]}," for row in rows if row.count(",") >= column)
-
-
 def compare_starts(folder: Path, *, rounds: int) -> tuple[dict[str, float], float]:
     """Medians in seconds, and the median ratio of a resumed start to a fresh one."""
     overrides = settings(folder, trainer__max_steps=2)
     saved = finished(RunDirectory(folder / "saved"), settings(folder, trainer__max_steps=1))
 
     def fresh() -> float:
-        return seconds_to_first_step(RunDirectory(folder / "fresh"), overrides, step=1)
+        run = RunDirectory(folder / "fresh")
+        return seconds_to_step(command(run, overrides), run, step=1)
 
     def resumed() -> float:
         shutil.copytree(saved.path, folder / "resumed")
         (folder / "resumed" / "outcome.json").unlink()  # or it would be done
-        return seconds_to_first_step(RunDirectory(folder / "resumed"), overrides, step=2)
+        run = RunDirectory(folder / "resumed")
+        return seconds_to_step(command(run, overrides), run, step=2)
 
     found = take_turns({"fresh start": fresh, "resumed": resumed}, rounds=rounds)
     medians = {name: statistics.median(values) for name, values in found.items()}

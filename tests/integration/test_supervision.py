@@ -100,20 +100,23 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
     assert (survivor["error"], survivor["step"]) == (PEER_LOST, 3)
 
 
-def test_when_no_step_comes_every_rank_shows_where_it_is(toy_overrides: Overrides, tmp_path: Path) -> None:
+def test_when_no_step_comes_every_rank_shows_where_it_is_and_starts_again(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
     """Rank 1 loops in Python, and rank 0 waits in C++ for it."""
     run = RunDirectory(tmp_path / "faulty")
     # The collective's own timeout comes later.
-    overrides = toy_overrides(trainer__devices=2, fault__timeout_s=39, fault__hang_timeout_s=20)
-    launcher = start(overrides, runs_dir=tmp_path, kind="loop")
+    overrides = toy_overrides(trainer__devices=2, trainer__max_steps=6, fault__timeout_s=39, fault__hang_timeout_s=20)
+    launcher = start(overrides, *RESTARTS, runs_dir=tmp_path, kind="loop")
 
     output, _ = launcher.communicate(timeout=TIMEOUT_S)
 
-    assert launcher.returncode == 1, output + logs(run)
-    (outcome,) = run.outcomes()
+    assert launcher.returncode == 0, output + logs(run)
+    outcome, after = run.outcomes()
     found = (outcome["exit_class"], outcome["error"], outcome["step"])
     assert found == ("retry", HANG, 3), outcome
-    assert "no progress in 20 s (fault.hang_timeout_s)" in output.strip().splitlines()[-1]
+    assert "no progress in 20 s (fault.hang_timeout_s)" in outcome["reason"]
+    assert (after["exit_class"], last_step(run)) == ("done", 6)
     assert "in looping_on_purpose" in rank_log(run.log_dir(0), 1).read_text()
     assert "torch/autograd" in rank_log(run.log_dir(0), 0).read_text()
 
