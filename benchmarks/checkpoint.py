@@ -54,8 +54,9 @@ TARGETS = {
 def stall_share(folder: Path, model: str, *, saves: int) -> float:
     """Of training's time, what saves take; the first, which makes its memory, is left out."""
     run = RunDirectory(folder / f"stall-{model}")
+    every = {"checkpoint__every_n_steps": 4, "checkpoint__every_n_epochs": 100}
     changes = {"trainer__max_steps": 4 * (saves + 1), "checkpoint__keep_last": saves + 1}
-    finished(run, settings(folder, model__name=model, checkpoint__every_n_steps=4, **changes))
+    finished(run, settings(folder, model__name=model, **every, **changes))
     manifests = [json.loads(file.read_text()) for file in sorted(run.checkpoints.glob("step-*/manifest.json"))]
     shutil.rmtree(run.path)
     stalls = [manifest["stall_s"] for manifest in manifests[1:]]
@@ -126,7 +127,7 @@ def main() -> None:
     measure: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_shards(folder, shards=2, samples=100, different=4)
+        write_shards(folder, shards=2, samples=10, different=4)
         measure["stall_share_b0"] = lambda: stall_share(folder, "tf_efficientnet_b0", saves=rounds)
         measure["stall_share_b7"] = lambda: stall_share(folder, "tf_efficientnet_b7", saves=rounds)
         values = {key: measured() for key, measured in measure.items()}

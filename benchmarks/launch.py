@@ -69,7 +69,7 @@ def main() -> None:
     rounds = 3 if parser.parse_args().quick else 7
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_shards(folder, shards=2, samples=100, different=4)
+        write_shards(folder, shards=2, samples=10, different=4)
         found = take_turns(
             {
                 "effnet launch local": lambda: launched(folder),
