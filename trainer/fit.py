@@ -38,6 +38,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     """
     config = run.load_config()
     accelerator = resolve_accelerator(config)
+    datamodule = build_datamodule(config, accelerator)  # finds mistakes, before ranks wait for each other
     checkpoints = CheckpointDirectory(run.checkpoints)
     rollbacks = Rollbacks.read(run.rollbacks_file)
     start = choose(config, run, rollbacks, processes, attempt=attempt, console=console)
@@ -60,7 +61,6 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     ]
     loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
-    datamodule = build_datamodule(config, accelerator)
     datamodule.next_batch = rollbacks.next_batch(start.checkpoint, checkpoints)
     module = build_module(config, restored=start.checkpoint is not None)
     for tracker in loggers:
