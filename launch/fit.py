@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -66,7 +66,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
                 console=console,
             )
             result = attempts.run(Restarts(limit=max_restarts, backoff_s=config.fault.restart_backoff_s))
-    _say(result, directory)
+    say_how_it_ended(result, directory)
     return int(result["exit_code"])
 
 
@@ -158,7 +158,8 @@ def prepare(config: Config) -> None:
         raise DataError(f"data.prepare={config.data.prepare} failed with status {done.returncode}")
 
 
-def _say(result: dict[str, object], directory: RunDirectory) -> None:
+def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory) -> None:
+    """Tell a person, unless the run is done, which says so itself."""
     code, where = result["exit_code"], f"logs: {directory.path / 'logs'}"
     if code == EXIT_INTERRUPTED:
         text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
