@@ -1,6 +1,7 @@
 """Launching over ssh on the hosts of tests.clusters.hosts, and looking at what is there."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def start(overrides: list[str], *, hosts: int, run: RunDirectory, **variables: s
     """Start ``effnet launch ssh`` on host1, host2, …"""
     names = ", ".join(f"host{number}" for number in range(1, hosts + 1))
     place = [f"launch.ssh.hosts=[{names}]", f"launch.ssh.config_file={CONFIG}", f"trainer.num_nodes={hosts}"]
-    place += [f"runs_dir={run.path.parent}", f"run_id={run.run_id}"]
+    place += [f"runs_dir={json.dumps(str(run.path.parent))}", f"run_id={run.run_id}"]
     return subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "launch", "ssh", *place, *overrides],
         stdout=subprocess.PIPE,
