@@ -13,7 +13,7 @@ import psutil
 
 from configs.run import RunDirectory
 
-FOLDER = Path("/tmp/effnet-hosts")
+FOLDER = Path(os.environ.get("EFFNET_HOSTS_DIR", "/tmp/effnet-hosts"))
 CONFIG = FOLDER / "ssh" / "ssh_config"
 TIMEOUT_S = 400
 
