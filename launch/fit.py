@@ -158,11 +158,11 @@ def prepare(config: Config) -> None:
         raise DataError(f"data.prepare={config.data.prepare} failed with status {done.returncode}")
 
 
-def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory) -> None:
-    """Tell a person, unless the run is done, which says so itself."""
+def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory, *, command: str = "effnet fit") -> None:
+    """Tell a person, unless the run is done, which says so itself; ``command`` is what goes on with it."""
     code, where = result["exit_code"], f"logs: {directory.path / 'logs'}"
     if code == EXIT_INTERRUPTED:
-        text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
+        text = f"{result['reason']}. The same command, or {command} --run {directory.path}, goes on."
         console.print(text, style="yellow", highlight=False, markup=False)
     elif code != EXIT_DONE:
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."

@@ -73,7 +73,7 @@ def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | N
             config=config, run=run, spec=spec, hosts=hosts, inbox=inbox, started=started, console=console
         )
         result = attempts.run_all()
-    say_how_it_ended(result, run)
+    say_how_it_ended(result, run, command="effnet launch ssh")
     return int(result["exit_code"])
 
 

@@ -200,8 +200,8 @@ def test_a_host_cut_off_in_mid_run_ends_all_and_is_named_and_nothing_is_lost(
     undisturbed: RunDirectory, toy_overrides: Overrides, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path / "cut")
-    settings = {"launch__ssh__lost_after_s": 6, "launch__max_failures": 0}
-    overrides = toy_overrides(**TWO | settings, trainer__devices=1)
+    settings = {"trainer__devices": 1, "launch__ssh__lost_after_s": 6, "launch__max_failures": 0}
+    overrides = toy_overrides(**TWO | settings)
     launcher = start(overrides, hosts=2, run=run)
     wait_for(lambda: last_step(run) >= 8 or launcher.poll() is not None, what="steps")
     cut(2)
@@ -227,7 +227,7 @@ def test_a_rank_that_dies_ends_all_is_named_and_the_run_starts_again(
     undisturbed: RunDirectory, toy_overrides: Overrides, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path / "killed")
-    overrides = toy_overrides(**TWO, trainer__devices=1, fault__restart_backoff_s=0.1)
+    overrides = toy_overrides(**TWO | {"trainer__devices": 1, "fault__restart_backoff_s": 0.1})
     launcher = start(overrides, hosts=2, run=run)
     wait_for(lambda: last_step(run) >= 8 or launcher.poll() is not None, what="steps")
     rank = ranks(run)[1]
@@ -273,6 +273,7 @@ def test_a_run_is_watched_followed_and_cancelled(toy_overrides: Overrides, tmp_p
 
     assert f"running (process {launcher.pid} on {os.uname().nodename})" in shown
     assert code == 85, errors + output
+    assert f"effnet launch ssh --run {run.path}, goes on" in " ".join(errors.split())
     assert {line[:3] for line in followed.splitlines()} == {"1: "}
     (outcome,) = run.outcomes()
     assert outcome["reason"] == f"SIGTERM at step {last_step(run)}: checkpointed"
@@ -283,9 +284,27 @@ def test_a_run_is_watched_followed_and_cancelled(toy_overrides: Overrides, tmp_p
 def test_a_run_is_ended_at_once(toy_overrides: Overrides, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "ended")
     launcher = start(toy_overrides(trainer__devices=1, trainer__max_epochs=300), hosts=2, run=run)
-    wait_for(lambda: last_step(run) >= 3 or launcher.poll() is not None, what="steps")
+    wait_for(lambda: run.attempts == 1 or launcher.poll() is not None, what="the attempt")
     effnet("cancel", str(run.path), "--now")
     code, output, errors = ended(launcher)
 
     assert code not in (0, 85, 93), errors + output
+    assert of_run(run) == []
+    assert run.latest_checkpoint() is None
+
+
+def test_a_launch_is_stopped_while_hosts_are_asked(toy_overrides: Overrides, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "stopped")
+    cut(2)
+    try:
+        launcher = start(toy_overrides(), hosts=2, run=run)
+        wait_for(lambda: (run.launch_dir / "ssh.json").exists() or launcher.poll() is not None, what="the launch")
+        launcher.terminate()
+        code, output, errors = ended(launcher)
+    finally:
+        heal(2)
+
+    assert code == 85, errors + output
+    assert "stopped before ranks were started" in errors
+    assert run.attempts == 0
     assert of_run(run) == []
