@@ -1,6 +1,7 @@
 """The hosts of a launch over ssh: from a hostfile, or a list, to names and slots."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,16 @@ def hosts_of(config: Config) -> tuple[Host, ...]:
     """The hosts, the first of which has the rendezvous.
 
     Raises:
-        ConfigError: If they are not as many as there are nodes, one has too few slots, or a line says something else.
+        ConfigError: If there is no ssh here, the hosts are not as many as there are nodes, one has too few slots, or a
+            line says something else.
     """
     ssh = config.launch.ssh
     if not ssh.hosts and ssh.hostfile is None:
         accepted = "hosts, such as [node1, 'node2 slots=8'], or launch.ssh.hostfile"
         raise ConfigError([Problem(key="launch.ssh.hosts", received="[]", accepted=accepted)])
+    if shutil.which("ssh") is None:
+        accepted = "a machine with OpenSSH's client"
+        raise ConfigError([Problem(key="launch ssh", received="no ssh here", accepted=accepted)])
     lines = dict(_lines(ssh.hostfile)) if ssh.hostfile is not None else dict(enumerate(ssh.hosts))
     hosts: list[Host] = []
     problems: list[Problem] = []

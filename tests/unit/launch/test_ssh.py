@@ -102,6 +102,15 @@ def test_a_dry_run_prints_the_artefact_and_writes_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_without_ssh_a_launch_says_so(tmp_path: Path) -> None:
+    hosts = ("trainer.num_nodes=1", "trainer.devices=1", "launch.ssh.hosts=[node1]")
+    done = effnet("launch", "ssh", *MINIMAL, *hosts, cwd=tmp_path, PATH="/nowhere")
+
+    assert done.returncode == 93
+    assert "no ssh here" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 # Hosts
 
 
