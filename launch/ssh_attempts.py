@@ -113,12 +113,14 @@ class SshAttempts:
             finally:
                 token_file.unlink()
             attempt, started, ended = self.run.begin_attempt(), time.time(), threading.Event()
+            where = ", ".join(f"{session.host.name} ({meeting.nics[session][0]})" for session in sessions.all)
+            self._say(f"{self.run.run_id}: attempt {attempt} on {where}, meeting at {meeting.address}:{meeting.port}")
             self._start(sessions, meeting, attempt)
             logs = threading.Thread(target=self._stream, args=(attempt, ended))
             logs.start()
             try:
                 status, lost = self._watch(sessions)
-                words = lost.last_words() if lost is not None else ""
+                words = lost.last_words().rstrip(".") if lost is not None else ""
             finally:
                 ended.set()
                 logs.join()

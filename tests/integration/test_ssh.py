@@ -58,6 +58,8 @@ def test_hosts_train_like_one_process(hosts: int, devices: int, toy_overrides: O
     assert len(losses(one)) >= 9
     assert losses(run) == pytest.approx(losses(one), abs=1e-4)
     assert [outcome["exit_class"] for outcome in run.outcomes()] == ["done"]
+    names = ", ".join(f"host{number} (eth0)" for number in range(1, hosts + 1))
+    assert f"hosts: attempt 0 on {names}, meeting at {address(1)}:" in errors
     # Each line with its rank, from all of them.
     assert {line.partition(": ")[0] for line in output.splitlines()} == {str(r) for r in range(hosts * devices)}
     (code_dir,) = run.launch_dir.glob("code-*")
@@ -181,6 +183,7 @@ def test_every_value_comes_through_as_it_is_and_the_key_is_nowhere(toy_overrides
         assert environment["GLOO_SOCKET_IFNAME"] == "eth0"
     assert str(run.path) in processes[0][0]
     assert run.load_config().tracking.tags == (nasty,)
+    assert of_run(run) == []
     assert not list(tmp_path.rglob("pwned*"))
     assert key not in shown + output + errors
     for file in run.path.rglob("*"):
@@ -213,7 +216,7 @@ def test_a_host_cut_off_in_mid_run_ends_all_and_is_named_and_nothing_is_lost(
         heal(2)
 
     assert code not in (0, 85, 93), errors + output
-    assert "error: host2 was lost: Timeout, server host2 not responding." in errors, errors
+    assert "error: host2 was lost: Timeout, server host2 not responding" in errors, errors
     (outcome,) = run.outcomes()
     assert (outcome["host"], outcome["exit_class"]) == ("host2", "retry")
 
