@@ -210,6 +210,8 @@ def _launch(config: Config) -> Iterator[Problem]:
                 yield Problem(key=f"launch.{key}", received=name, accepted=accepted)
     if launch.mounts and launch.image is None:
         yield _problem(config, "launch.mounts", "[] without launch.image", "launch.image")
+    if launch.ssh.hosts and launch.ssh.hostfile is not None:
+        yield _problem(config, "launch.ssh.hostfile", "null beside launch.ssh.hosts", "launch.ssh.hosts")
     if slurm.min_nodes is not None and not slurm.elastic:
         accepted = "null without launch.slurm.elastic"
         yield _problem(config, "launch.slurm.min_nodes", accepted, "launch.slurm.elastic")

@@ -365,6 +365,24 @@ class Slurm(Section):
     """Further options of sbatch by their long names, such as `exclude: node[3-4]`, `exclusive: true`."""
 
 
+class Ssh(Section):
+    """Hosts that are reached by ssh. Only `effnet launch ssh` reads it."""
+
+    hosts: tuple[SubmitValue, ...] = ()
+    """Hosts, as many as trainer.num_nodes: `node1` or `node1 slots=8`, a name of ssh's configuration or `user@address`.
+    The first has the rendezvous."""
+    hostfile: str | None = None
+    """File with such a line for each host, in place of launch.ssh.hosts; `#` begins a comment."""
+    config_file: str | None = None
+    """Configuration of ssh (`ssh -F`); None is the user's own."""
+    master_addr: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")] | None = None
+    """Address by which the other hosts reach the first one; None is the one by which ssh reached it."""
+    master_port: Annotated[int, Field(gt=0, le=65535)] | None = None
+    """Port of the rendezvous on the first host; None is one that is free there."""
+    lost_after_s: Annotated[int, Field(ge=3)] = 30
+    """Seconds without an answer after which a host is given up, and a host without word from here ends its ranks."""
+
+
 class Launch(Section):
     """What a job on a cluster gets. No part of the experiment: it may differ between two attempts of one run."""
 
@@ -389,6 +407,7 @@ class Launch(Section):
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a new checkpoint between, after which the job starts again; one more ends it."""
     slurm: Slurm = Slurm()
+    ssh: Ssh = Ssh()
 
 
 class Config(Section):

@@ -36,6 +36,16 @@ def launch_slurm(
     raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, dry_run=dry_run))
 
 
+@launch_app.command("ssh")
+def launch_ssh(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
+    """Train on hosts that ssh reaches, by a snapshot of the code; ends when they do."""
+    from launch import submission
+
+    raise typer.Exit(submission.launch_ssh(config or [], overrides or [], run, dry_run=dry_run))
+
+
 def status(run: Run) -> None:
     """Show how a run is: state, step, speed, checkpoint, attempts."""
     from rich.console import Console

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -66,7 +66,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
                 console=console,
             )
             result = attempts.run(Restarts(limit=max_restarts, backoff_s=config.fault.restart_backoff_s))
-    _say(result, directory)
+    say_how_it_ended(result, directory)
     return int(result["exit_code"])
 
 
@@ -158,10 +158,11 @@ def prepare(config: Config) -> None:
         raise DataError(f"data.prepare={config.data.prepare} failed with status {done.returncode}")
 
 
-def _say(result: dict[str, object], directory: RunDirectory) -> None:
+def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory, *, command: str = "effnet fit") -> None:
+    """Tell a person, unless the run is done, which says so itself; ``command`` is what goes on with it."""
     code, where = result["exit_code"], f"logs: {directory.path / 'logs'}"
     if code == EXIT_INTERRUPTED:
-        text = f"{result['reason']}. The same command, or effnet fit --run {directory.path}, goes on."
+        text = f"{result['reason']}. The same command, or {command} --run {directory.path}, goes on."
         console.print(text, style="yellow", highlight=False, markup=False)
     elif code != EXIT_DONE:
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."

@@ -44,6 +44,7 @@ def show_logs(
     attempt: int | None,
     follow: bool,
     active: Callable[[], bool],
+    ask_every_s: float = STATE_EVERY_S,
 ) -> None:
     """Write the lines of an attempt; with ``follow``, those of the attempts after it too, until the run has ended.
 
@@ -53,7 +54,8 @@ def show_logs(
         rank: Only this one; None is all.
         attempt: Which one to begin with; None is the last.
         follow: Wait for more.
-        active: Whether more may come; asked every few seconds.
+        active: Whether more may come.
+        ask_every_s: Seconds between two times that it is asked.
     """
     first = max(run.attempts - 1, 0) if attempt is None else attempt
     logs: dict[Path, RankLog] = {}
@@ -69,7 +71,7 @@ def show_logs(
         if not goes_on:
             return
         time.sleep(POLL_S)
-        if time.monotonic() - asked > STATE_EVERY_S:
+        if time.monotonic() - asked > ask_every_s:
             asked, goes_on = time.monotonic(), active()
 
 

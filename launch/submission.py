@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +11,16 @@ from pathlib import Path
 from configs.load import load_config
 from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from configs.schema import Config
-from launch import slurm, slurm_jobs
+from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
-from launch.fit import check_machine, console, of_run, prepare
+from launch.fit import check_machine, console, of_run, prepare, say_how_it_ended
+from launch.hostfile import hosts_of
+from launch.inbox import SignalInbox
 from launch.job import JobSpec, job_spec
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
+from launch.ssh_attempts import SshAttempts
 
 
 def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
@@ -44,6 +48,33 @@ def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str |
     text += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
     console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
     return EXIT_DONE
+
+
+def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+    """Train on hosts that are reached by ssh, to the end or until a signal, or print what would be run there.
+
+    Raises:
+        ConfigError: For any mistake, before anything is written; for a host that would not train, before ranks start.
+    """
+    started = time.time()
+    config = _load(files, overrides, run_name)
+    hosts = hosts_of(config)
+    run, spec = _plan(config)
+    plan = ssh.render(spec, config.launch.ssh, hosts)
+    if dry_run:
+        sys.stdout.write(plan)
+        return EXIT_DONE
+    if not _prepared(run, config):
+        return EXIT_DONE
+    with locked(run), SignalInbox() as inbox:
+        assert snapshot(run) == spec.code_dir
+        write_atomically(run.launch_dir / "ssh.json", plan)
+        attempts = SshAttempts(
+            config=config, run=run, spec=spec, hosts=hosts, inbox=inbox, started=started, console=console
+        )
+        result = attempts.run_all()
+    say_how_it_ended(result, run, command="effnet launch ssh")
+    return int(result["exit_code"])
 
 
 def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:

@@ -48,6 +48,7 @@ def run_command(
     environment: Mapping[str, str],
     inherited: Sequence[int] = (),
     inbox: SignalInbox | None = None,
+    log_name: str = "launcher.log",
 ) -> int:
     """Run to the end; returns the process's status, negative for a signal.
 
@@ -63,9 +64,10 @@ def run_command(
         environment: All of the child's.
         inherited: File descriptors that stay open in the child.
         inbox: Takes the signals; one for this command alone if left out.
+        log_name: File in ``log_dir`` for standard error; one for each host where several launch.
     """
     with SignalInbox() if inbox is None else contextlib.nullcontext(inbox) as received:
-        with (log_dir / "launcher.log").open("ab") as log:
+        with (log_dir / log_name).open("ab") as log:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
