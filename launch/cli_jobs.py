@@ -36,6 +36,16 @@ def launch_slurm(
     raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, dry_run=dry_run))
 
 
+@launch_app.command("kubernetes")
+def launch_kubernetes(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
+    """Submit a job to Kubernetes."""
+    from launch import kubernetes_submission
+
+    raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, dry_run=dry_run))
+
+
 def status(run: Run) -> None:
     """Show how a run is: state, step, speed, checkpoint, attempts."""
     from rich.console import Console

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from configs.run import RunDirectory
-from launch import slurm_jobs
+from launch import kubernetes_jobs, slurm_jobs
 from launch.ledger import JobState, Submission, submissions
 
 
@@ -20,7 +20,7 @@ class Engine(Protocol):
         """Kill a job."""
 
 
-ENGINES: dict[str, Engine] = {"slurm": slurm_jobs}
+ENGINES: dict[str, Engine] = {"kubernetes": kubernetes_jobs, "slurm": slurm_jobs}
 
 
 def active_jobs(run: RunDirectory) -> list[tuple[Submission, JobState]]:
