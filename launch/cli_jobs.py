@@ -65,9 +65,14 @@ def logs(
     """Print what the ranks wrote, by time, each line with its rank."""
     from configs.run import RunDirectory
     from launch.inspection import is_active
+    from launch.kubernetes_logs import job_with_logs_elsewhere, show_pod_logs
     from launch.reading_logs import show_logs
 
     found = RunDirectory.find(run)
+    job_id = job_with_logs_elsewhere(found)
+    if job_id is not None:
+        show_pod_logs(job_id, typer.echo, rank=rank, follow=follow)
+        return
     show_logs(found, typer.echo, rank=rank, attempt=attempt, follow=follow, active=lambda: is_active(found))
 
 

@@ -21,6 +21,8 @@ GROUPS = {
 }
 """Group, version and plural of what is made."""
 TIMEOUT_S = 60
+FOLLOWED_S = 7 * 86_400
+"""Longest silence of a pod whose output is followed."""
 
 
 class Api(Protocol):
@@ -109,7 +111,7 @@ class ClientApi:
     def log(self, namespace: str, pod: str, *, follow: bool) -> Iterator[bytes]:
         """As `Api` says."""
         call = self._core.read_namespaced_pod_log
-        timeout = (TIMEOUT_S, None) if follow else TIMEOUT_S
+        timeout = (TIMEOUT_S, FOLLOWED_S) if follow else TIMEOUT_S
         found = _answered(
             call, pod, namespace, container="node", follow=follow, _preload_content=False, _request_timeout=timeout,
             accepting=(400, 404),

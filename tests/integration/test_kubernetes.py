@@ -1,5 +1,6 @@
 """The command that pods run, with what the controller gives them, on hosts with networks of their own: it trains."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -146,6 +148,16 @@ def test_the_pods_of_two_nodes_train_like_one_process(
     assert pods.run.attempts == 1
 
 
+def trainer_of(run: RunDirectory, *, global_rank: int) -> psutil.Process:
+    """The training process of a rank, without its parent."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words, rank = process.cmdline(), str(global_rank)
+            if str(run.path) in words and "trainer" in words and process.environ()["RANK"] == rank:
+                return process
+    raise AssertionError(f"no rank {global_rank}")
+
+
 def test_a_signal_checkpoints_a_death_starts_again_and_the_weights_are_those_of_a_run_never_stopped(
     job: Callable[..., Job], toy_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -157,8 +169,7 @@ def test_a_signal_checkpoints_a_death_starts_again_and_the_weights_are_those_of_
 
     pods.start()
     pods.wait_for_step(last_step(pods.run) + 3)
-    ranks = subprocess.run(["pgrep", "-f", f"trainer fit {pods.run.path}"], capture_output=True, text=True, check=False)
-    os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
+    trainer_of(pods.run, global_rank=1).kill()
     codes = pods.end()
     assert 0 not in codes, pods.told()
     assert not {85, 93} & {*codes}, pods.told()
