@@ -191,7 +191,7 @@ def _first(run: RunDirectory, config: Config, *, max_failures: int) -> str:
 
     Raises:
         ConfigError: If the run is of another experiment, or has failed too often.
-        DataError: If data that are made on the way cannot be.
+        DataError: If data that are made on the way cannot be, or the last attempt of this job is not to be repeated.
     """
     restarts, uid = int(os.environ[RESTART]), os.environ[JOB_UID]
     again = restarts > 0 or _attempt_file(run, uid).exists()  # of one Job: Kueue suspends it and lets it go on
@@ -204,6 +204,8 @@ def _first(run: RunDirectory, config: Config, *, max_failures: int) -> str:
     if past and past[-1]["exit_code"] == EXIT_DONE and not is_longer(config, run):
         return DONE
     if again and past and not attempts.again(past, requeues=0, max_requeues=1, max_failures=max_failures):
+        if past[-1]["exit_code"] == EXIT_DO_NOT_RETRY:
+            raise DataError(described(past[-1]))
         received, accepted = described(past[-1]), f"at most {max_failures} failures in a row without a new checkpoint"
         raise ConfigError([Problem(key=f"attempt {past[-1]['attempt']}", received=received, accepted=accepted)])
     if not again or not run.config_file.exists():
