@@ -179,7 +179,10 @@ def _answered(call: Any, *arguments: Any, accepting: tuple[int, ...] = (404,), *
 
 def _kubectl(*arguments: str, given: str = "") -> str | None:
     command = ["kubectl", f"--request-timeout={TIMEOUT_S}s", *arguments]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _refused(f"no answer within {2 * TIMEOUT_S} s") from None
     if done.returncode and "NotFound" in done.stderr and "create" not in arguments:
         return None
     if done.returncode:

@@ -133,6 +133,19 @@ def test_what_the_server_says_is_the_message(cluster: Cluster, call: Callable[..
     assert "Traceback" not in done.stderr
 
 
+def test_a_server_that_is_gone_is_one_message_and_status_still_answers(
+    call: Callable[..., "CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    with api_server(tmp_path / "kubeconfig"):
+        launched(call)
+
+    done = call("cancel", "mine")
+    assert done.returncode == 93, done.stdout
+    assert "that the kubeconfig leads to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "not begun" in call("status", "mine").stdout
+
+
 def test_without_a_cluster_the_message_says_so(tmp_path: Path) -> None:
     done = effnet("launch", "kubernetes", *SETTINGS, cwd=tmp_path, KUBECONFIG="/nowhere", HOME=str(tmp_path))
 
