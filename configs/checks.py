@@ -224,6 +224,28 @@ def _launch(config: Config) -> Iterator[Problem]:
             yield Problem(key="launch.slurm.options", received=name, accepted=accepted)
 
 
+def _kubernetes(config: Config) -> Iterator[Problem]:
+    for number, volume in enumerate(config.launch.kubernetes.volumes):
+        key = f"launch.kubernetes.volumes[{number}]"
+        kinds = [name for name in ("claim", "csi", "nfs_server") if getattr(volume, name) is not None]
+        if len(kinds) != 1:
+            yield Problem(key=key, received=" and ".join(kinds) or "none", accepted="one of claim, csi, nfs_server")
+        if (volume.nfs_path is None) != (volume.nfs_server is None):
+            yield Problem(key=key, received=shown(volume.nfs_path), accepted="nfs_server and nfs_path together")
+        if volume.csi_attributes and volume.csi is None:
+            yield Problem(key=key, received="csi_attributes", accepted="these beside csi only")
+        for name in filter(SECRET_NAME.search, volume.csi_attributes):
+            accepted = f"attributes that are no secrets: they are written to disk, and {name} may be one"
+            yield Problem(key=key, received=name, accepted=accepted)
+    for number, toleration in enumerate(config.launch.kubernetes.tolerations):
+        key = f"launch.kubernetes.tolerations[{number}]"
+        if (toleration.value is None) == (toleration.operator == "Equal"):
+            accepted = "a value beside operator = Equal, and only there"
+            yield Problem(key=key, received=shown(toleration.value), accepted=accepted)
+        if toleration.key is None and toleration.operator != "Exists":
+            yield Problem(key=key, received="null", accepted="a key beside operator = Equal")
+
+
 CHECKS: tuple[Check, ...] = (
     _batches,
     _faults,
@@ -235,4 +257,5 @@ CHECKS: tuple[Check, ...] = (
     _strategy,
     _checkpoints,
     _launch,
+    _kubernetes,
 )

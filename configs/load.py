@@ -77,13 +77,15 @@ def load_config(files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Res
 
 
 def leaves(config: Config) -> dict[str, Any]:
-    """Dotted key to value, in the schema's order."""
+    """Dotted key to value, in the schema's order; settings that are lists of sections as plain data."""
 
     def walk(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
         for name in type(model).model_fields:
             value = getattr(model, name)
             if isinstance(value, BaseModel):
                 yield from walk(value, f"{prefix}{name}.")
+            elif isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+                yield prefix + name, [each.model_dump(mode="json") for each in value]
             else:
                 yield prefix + name, value
 

@@ -15,6 +15,10 @@ RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SubmitValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Text on one line: what a scheduler's option can hold."""
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:]*$")]
+"""A path in a container. Kubernetes takes none with a colon."""
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+"""Name of an object of Kubernetes."""
 
 
 class Section(BaseModel):
@@ -383,6 +387,76 @@ class Ssh(Section):
     """Seconds without an answer after which a host is given up, and a host without word from here ends its ranks."""
 
 
+class Volume(Section):
+    """Storage that the pods see: of `claim`, `csi` and `nfs_server`, one."""
+
+    path: AbsolutePath
+    """Where the pods see it."""
+    claim: SubmitValue | None = None
+    """A PersistentVolumeClaim; for several nodes one that is ReadWriteMany (or ReadOnlyMany, for shards)."""
+    csi: SubmitValue | None = None
+    """A CSI driver that mounts an object store in the pod's lifetime, such as `gcsfuse.csi.storage.gke.io`."""
+    csi_attributes: dict[str, str] = {}
+    """What the driver is told, such as `bucketName: imagenet`."""
+    nfs_server: SubmitValue | None = None
+    """Host of an NFS server."""
+    nfs_path: AbsolutePath | None = None
+    """Folder that the NFS server exports."""
+    sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")] | None = None
+    """Folder of the storage that is seen; None is all of it."""
+    read_only: bool = False
+    """Whether the pods only read, as is right for shards."""
+
+
+class Toleration(Section):
+    """A taint of nodes that does not keep the pods away, in the words of Kubernetes."""
+
+    key: SubmitValue | None = None
+    """Key of the taint; None is every key, with `operator: Exists`."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """Whether any value is meant or `value` alone."""
+    value: SubmitValue | None = None
+    """Value of the taint, with `operator: Equal`."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; None is every one."""
+
+
+class Kubernetes(Section):
+    """What a job says to Kubernetes. Only `effnet launch kubernetes` reads it."""
+
+    kind: Literal["trainjob", "jobset"] = "trainjob"
+    """A TrainJob of Kubeflow Trainer v2 with a TrainingRuntime of its own, or a JobSet alone."""
+    namespace: KubernetesName = "default"
+    """Namespace of all that is made."""
+    work_dir: AbsolutePath | None = None
+    """Where relative paths of the configuration begin in the pods, runs_dir among them; None is the folder that
+    `effnet` is called in, which a volume must then bring under the same path."""
+    volumes: tuple[Volume, ...] = ()
+    """Storage for shards and runs. The run directory must lie on one that can be written."""
+    shared_memory_gb: PositiveInt = 16
+    """Size of /dev/shm in GiB, through which loaders pass batches. It counts as memory of the pod."""
+    wandb_secret: KubernetesName | None = None
+    """Secret of the namespace that has the W&B key as WANDB_API_KEY."""
+    secrets: tuple[KubernetesName, ...] = ()
+    """Secrets all of whose entries become variables, such as those of an object store."""
+    image_pull_secret: KubernetesName | None = None
+    """Secret with which launch.image is pulled."""
+    service_account: KubernetesName | None = None
+    """Service account of the pods; None is the namespace's default."""
+    node_selector: dict[str, str] = {}
+    """Labels that nodes must have."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints of nodes that do not matter."""
+    queue: KubernetesName | None = None
+    """LocalQueue of Kueue that admits the job; None is no queue."""
+    gpu_resource: SubmitValue = "nvidia.com/gpu"
+    """Name of a GPU among the resources of a node."""
+    resources: dict[str, PositiveInt] = {}
+    """Further resources of each pod, such as `rdma/hca: 1`."""
+    termination_grace_s: PositiveInt = 600
+    """Seconds from the signal to the kill: longer than a step and a save take."""
+
+
 class Launch(Section):
     """What a job on a cluster gets. No part of the experiment: it may differ between two attempts of one run."""
 
@@ -408,6 +482,7 @@ class Launch(Section):
     """Failures in a row, without a new checkpoint between, after which the job starts again; one more ends it."""
     slurm: Slurm = Slurm()
     ssh: Ssh = Ssh()
+    kubernetes: Kubernetes = Kubernetes()
 
 
 class Config(Section):

@@ -46,6 +46,16 @@ def launch_ssh(
     raise typer.Exit(submission.launch_ssh(config or [], overrides or [], run, dry_run=dry_run))
 
 
+@launch_app.command("kubernetes")
+def launch_kubernetes(
+    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+) -> None:
+    """Submit a job to Kubernetes."""
+    from launch import kubernetes_submission
+
+    raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, dry_run=dry_run))
+
+
 def status(run: Run) -> None:
     """Show how a run is: state, step, speed, checkpoint, attempts."""
     from rich.console import Console
@@ -65,9 +75,14 @@ def logs(
     """Print what the ranks wrote, by time, each line with its rank."""
     from configs.run import RunDirectory
     from launch.inspection import is_active
+    from launch.kubernetes_logs import job_with_logs_elsewhere, show_pod_logs
     from launch.reading_logs import show_logs
 
     found = RunDirectory.find(run)
+    job_id = job_with_logs_elsewhere(found)
+    if job_id is not None:
+        show_pod_logs(job_id, typer.echo, rank=rank, follow=follow)
+        return
     show_logs(found, typer.echo, rank=rank, attempt=attempt, follow=follow, active=lambda: is_active(found))
 
 

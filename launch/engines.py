@@ -2,8 +2,9 @@
 
 from typing import Protocol
 
+from configs.problems import ConfigError
 from configs.run import RunDirectory
-from launch import slurm_jobs
+from launch import kubernetes_jobs, slurm_jobs
 from launch.ledger import JobState, Submission, submissions
 
 
@@ -20,7 +21,7 @@ class Engine(Protocol):
         """Kill a job."""
 
 
-ENGINES: dict[str, Engine] = {"slurm": slurm_jobs}
+ENGINES: dict[str, Engine] = {"kubernetes": kubernetes_jobs, "slurm": slurm_jobs}
 
 
 def active_jobs(run: RunDirectory) -> list[tuple[Submission, JobState]]:
@@ -31,3 +32,14 @@ def active_jobs(run: RunDirectory) -> list[tuple[Submission, JobState]]:
     """
     found = [(submission, ENGINES[submission.engine].state(submission.job_id)) for submission in submissions(run)]
     return [(submission, state) for submission, state in found if state is not None]
+
+
+def ended_elsewhere(run: RunDirectory) -> str | None:
+    """How Kubernetes says that the run's last job has ended; None where it does not, or is out of reach."""
+    sent = submissions(run)
+    if not sent or sent[-1].engine != "kubernetes":
+        return None
+    try:
+        return kubernetes_jobs.verdict(sent[-1].job_id)
+    except ConfigError:
+        return None

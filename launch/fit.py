@@ -45,7 +45,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     directory = RunDirectory.of(config)
     directory.check(config)
     past = directory.outcomes()
-    if past and past[-1]["exit_code"] == EXIT_DONE and not _is_longer(config, directory):
+    if past and past[-1]["exit_code"] == EXIT_DONE and not is_longer(config, directory):
         text = f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}"
         console.print(text, highlight=False, markup=False)
         return EXIT_DONE
@@ -86,7 +86,7 @@ def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[li
     return [str(found / "config.yaml"), *files], overrides
 
 
-def _is_longer(config: Config, directory: RunDirectory) -> bool:
+def is_longer(config: Config, directory: RunDirectory) -> bool:
     """Whether a run that is done has further to go by now."""
     ends = ("trainer.max_steps", "trainer.max_epochs")
     return any(change.key in ends for change in directory.changes(config))

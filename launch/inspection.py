@@ -10,7 +10,7 @@ from rich.table import Table
 
 from configs.problems import ConfigError
 from configs.run import RunDirectory
-from launch.engines import active_jobs
+from launch.engines import active_jobs, ended_elsewhere
 from launch.ledger import submissions
 
 BEST = ("val/ema_top1", "val/top1")
@@ -83,7 +83,7 @@ def state(run: RunDirectory) -> str:
         where = job.nodes if job.word == "running" else job.reason
         return f"{job.word} ({submission.engine} job {submission.job_id}{', ' + where if where else ''})"
     outcomes = run.outcomes()
-    return str(outcomes[-1]["exit_class"]) if outcomes else "not begun"
+    return str(outcomes[-1]["exit_class"]) if outcomes else ended_elsewhere(run) or "not begun"
 
 
 def show_status(run: RunDirectory, console: Console) -> None:

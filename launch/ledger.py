@@ -25,7 +25,7 @@ class JobState:
     """How an engine says that a job is.
 
     Attributes:
-        word: ``running``, ``waiting``, ``suspended``.
+        word: ``running``, ``waiting``, ``suspended``, ``ending``.
         nodes: Where it runs, as the engine writes it.
         reason: Why it waits, in the engine's words.
     """

@@ -157,24 +157,24 @@ def make_loader(
         workers = {
             "persistent_workers": True,
             "prefetch_factor": data.prefetch_batches,
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": partial(_start_worker, os.getpid()),
         }
     errors_as_items = _ErrorsAsItems(pipeline)
     return DataLoader(errors_as_items, batch_size=None, num_workers=data.num_workers, pin_memory=pin_memory, **workers)
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
     """Signals are for the training process alone, which still needs its workers to reach the next step.
 
     But for its own SIGTERM: with that multiprocessing ends what is left of them, and then waits for them for ever.
     They do not outlive it even where it is killed: torch's own check comes every 5 s, and only while they wait.
     """
-    end_with_parent(os.getppid())
+    end_with_parent(parent)  # not getppid(): it may have been killed since the fork
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_terminated, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_when_terminated, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged EXIF data and the like, of which ImageNet has some
 

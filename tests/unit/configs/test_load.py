@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.changes import changes
 from configs.load import dump_yaml, leaves, load_config
 from configs.schema import Config
 from tests.unit.configs.loading import MINIMAL, config_of, problems_of
@@ -465,3 +466,11 @@ def test_leaves_are_all_settings_in_the_order_of_the_schema() -> None:
     assert keys[:3] == ["name", "run_id", "runs_dir"]
     assert {"data.augmentation.scale", "optimizer.kwargs", "tracking.tags"} < set(keys)
     assert "data" not in keys
+
+
+def test_a_list_of_sections_is_one_setting_of_plain_data() -> None:
+    config = config_of("launch.kubernetes.volumes=[{path: /runs, claim: runs}]")
+
+    (volume,) = json.loads(json.dumps(leaves(config)["launch.kubernetes.volumes"]))
+    assert (volume["path"], volume["claim"], volume["read_only"]) == ("/runs", "runs", False)
+    assert changes(config.model_dump(mode="json"), config) == []

@@ -1,0 +1,53 @@
+"""``effnet launch kubernetes``: from a configuration to a job on Kubernetes, or the documents that would be sent."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from configs.load import dump_yaml, load_config
+from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from launch import kubernetes, kubernetes_jobs
+from launch.fit import console, of_run
+from launch.job import job_spec
+from launch.ledger import Submission, record, withdraw_cancellation
+from launch.lock import locked
+from launch.snapshot import ROOT
+
+
+def launch_kubernetes(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+    """Submit a run to Kubernetes, or print the documents; returns the exit code.
+
+    The run directory here, which need not be the pods', holds the configuration, the documents and the ledger.
+
+    Raises:
+        ConfigError: For any mistake, before anything is written.
+    """
+    if run_name is not None:
+        files, overrides = of_run(run_name, files, overrides)
+    config = load_config(files, overrides).config
+    work_dir = Path(config.launch.kubernetes.work_dir or Path.cwd())
+    spec = job_spec(config, code_dir=ROOT, work_dir=work_dir, environment=os.environ)
+    kubernetes.check(spec, config)
+    run = RunDirectory(Path.cwd() / RunDirectory.of(config).path)
+    run.check(config)
+    documents = kubernetes.render(spec, config.launch.kubernetes, dump_yaml(config))
+    text = kubernetes.to_yaml(documents)
+    if dry_run:
+        sys.stdout.write(text)
+        return EXIT_DONE
+    run.create()
+    with locked(run):
+        run.freeze(config)
+        run.launch_dir.mkdir(exist_ok=True)
+        artefact = run.launch_dir / "kubernetes.yaml"
+        job_id = kubernetes_jobs.submit(documents)
+        write_atomically(artefact, text)
+        withdraw_cancellation(run)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record(run, Submission(time=now, engine="kubernetes", job_id=job_id, artefact=str(artefact)))
+    said = f"{run.run_id}: {job_id}\nnext\n"
+    said += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
+    console.print(said, highlight=False, markup=False, soft_wrap=True, end="")
+    return EXIT_DONE
