@@ -324,3 +324,22 @@ def test_a_shard_that_vanishes_in_mid_run_ends_it_with_one_plain_message(num_wor
         with pytest.raises(DataError) as caught:
             list(loader)
     assert str(caught.value) == f"{damaged.shards[0]}: No such file or directory"
+
+
+ORPHAN = """
+import os, sys, time
+from datamodules.streaming.loaders import _start_worker
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    _start_worker(parent, 0)
+    os.write(1, b"at work")
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word of a parent's end is Linux's")
+def test_a_worker_whose_process_was_killed_before_it_began_ends_too() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, timeout=120, check=True)
+    assert done.stdout == b""
