@@ -45,7 +45,8 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     directory = RunDirectory.of(config)
     directory.check(config)
     past = directory.outcomes()
-    if past and past[-1]["exit_code"] == EXIT_DONE and not _is_longer(config, directory):
+    done = past and past[-1]["exit_code"] == EXIT_DONE
+    if done and not _is_longer(config, directory) and not directory.goes_back(config):
         text = f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}"
         console.print(text, highlight=False, markup=False)
         return EXIT_DONE

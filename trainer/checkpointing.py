@@ -95,13 +95,16 @@ class Checkpointing(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the group that ranks agree in, and what writes on rank 0. Upload what an earlier attempt could not."""
+        datamodule = _datamodule(trainer)
+        if self._start.checkpoint is None and datamodule.next_batch:
+            _set_epoch(trainer, datamodule.order.epochs_before(0))
         timeout = timedelta(seconds=self._config.fault.timeout_s)
         self._agreement = Agreement(world_size=trainer.world_size, timeout=timeout)
         if trainer.is_global_zero:
             remote = RemoteCheckpoints.of(self._config, self._directory.path.parent.name)
             self._saver = Saver(self._directory, Retention.of(self._config), remote)
             resumed = self._start.checkpoint
-            if resumed is not None and resumed.resolve().parent == self._directory.path.resolve():
+            if resumed is not None and resumed.parent.resolve() == self._directory.path.resolve():
                 self._saver.upload(step_of(resumed), resumed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,9 +187,7 @@ class Checkpointing(Callback):
         steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         steps.ready = steps.completed = step
         loop.epoch_loop._batches_that_stepped = step
-        for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
-            for stage in ("ready", "started", "processed", "completed"):
-                setattr(progress, stage, epoch)
+        _set_epoch(trainer, epoch)
         self._saved_step = step
         self._validated = ours["validated"]
         self._validate_first = not self._validated
@@ -336,7 +337,7 @@ class Checkpointing(Callback):
             "validated": self._validated,
             "metrics": values if self._validated_step == step else {},
             "wandb_id": self._facts.get("wandb_id"),
-            "resume": self._config.resume.checkpoint,
+            "resume": self._start.origin,
             "rollbacks": self._facts.get("rollbacks", 0),
             "config": self._config.model_dump(mode="json"),
             "stall_s": round(time.perf_counter() - begun, 4),
@@ -392,6 +393,13 @@ def _take_settings_over(trainer: Trainer, config: Config) -> None:
     schedule: Any = trainer.lr_scheduler_configs[0].scheduler
     schedule.load_state_dict(as_new.state_dict())
     schedule.step_update(num_updates=trainer.global_step + order.passed_over)
+
+
+def _set_epoch(trainer: Trainer, epoch: int) -> None:
+    """Have Lightning's loop of epochs go on there."""
+    for progress in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+        for stage in ("ready", "started", "processed", "completed"):
+            setattr(progress, stage, epoch)
 
 
 def _validate(trainer: Trainer) -> None:
