@@ -51,7 +51,7 @@ class Rollbacks:
 
     def rewind(self, step: int, *, resume: str) -> "Rollbacks":
         """Write to the file that the run goes back to a step as ``resume`` says, once; returns what there is then."""
-        last = next((record for record in reversed(self.records) if "next_batch" not in record), {})
+        last: dict[str, Any] = next((each for each in reversed(self.records) if "next_batch" not in each), {})
         if (last.get("before_step"), last.get("resume")) != (step + 1, resume):
             self._write({"time": time.time(), "before_step": step + 1, "resume": resume})
         return Rollbacks.read(self.path)
