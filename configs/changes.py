@@ -66,7 +66,10 @@ def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
             continue
         before = _value(old, key, defaults[key])
         if _plain(key, before) != _plain(key, value):
-            yield Change(key=key, old=shown(before), new=shown(value), kind=_kind(key))
+            kind = _kind(key)
+            if key == "optimizer.weight_decay" and 0 in (before, value):
+                kind = "impossible"  # with none, timm's optimizers have one group of parameters, else two
+            yield Change(key=key, old=shown(before), new=shown(value), kind=kind)
 
 
 def refusals(found: list[Change], *, run_id: str, allow: bool) -> list[Problem]:

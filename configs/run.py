@@ -157,12 +157,26 @@ class RunDirectory:
         return load_config([str(self.config_file)]).config
 
     def changes(self, config: Config) -> list[Change]:
-        """Settings that differ from those that the newest checkpoint was saved with; none where there is none."""
-        newest = max(filter(_has_its_name, self.checkpoints.glob("step-*")), default=None)
-        if newest is None or not self.config_file.exists():
+        """Settings that differ from those of the checkpoint that an attempt would go on from; none without one."""
+        start = self.start(config)
+        if start is None or not self.config_file.exists():
             return []
-        saved = read_json(newest / "manifest.json").get("config")
+        saved = read_json(start / "manifest.json").get("config")
         return changes(saved if isinstance(saved, dict) else self.load_config().model_dump(mode="json"), config)
+
+    def start(self, config: Config) -> Path | None:
+        """The checkpoint that an attempt with ``config`` would go on from, if all verify; None if it begins anew."""
+        wanted = config.resume.checkpoint
+        found = sorted(filter(_has_its_name, self.checkpoints.glob("step-*")), reverse=True)
+        if wanted in ("auto", "never"):
+            return found[0] if found else None
+        since = (path for path in found if read_json(path / "manifest.json").get("resume") == wanted)
+        return next(since, Path(wanted))
+
+    def goes_back(self, config: Config) -> bool:
+        """Whether an attempt with ``config`` would begin at a checkpoint before the newest, as a user wants it."""
+        start, newest = self.start(config), max(filter(_has_its_name, self.checkpoints.glob("step-*")), default=None)
+        return start is not None and newest is not None and start.resolve() != newest.resolve()
 
     def check(self, config: Config) -> None:
         """See that an attempt with ``config`` would go on with the same experiment, or may change it.
@@ -241,7 +255,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _has_its_name(checkpoint: Path) -> bool:
-    return checkpoint.suffix != ".tmp"
+    return checkpoint.name.removeprefix("step-").isdecimal()
 
 
 def rank_log(log_dir: Path, global_rank: int) -> Path:

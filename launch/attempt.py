@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, write_atomically
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, write_atomically
 from launch.ledger import CANCELLED
 from launch.supervisor import described, outcome
 
@@ -41,8 +41,8 @@ def facts(run: RunDirectory, attempt: int) -> dict[str, Any]:
     return known
 
 
-def record_lost(run: RunDirectory) -> None:
-    """Record the outcome of attempts whose script did not live to do it."""
+def record_lost(run: RunDirectory, *, reason: str = LOST) -> None:
+    """Record the outcome of attempts whose script or launcher did not live to do it, and where no rank has, why."""
     known = {past["attempt"] for past in run.outcomes()}
     for attempt in range(run.attempts):
         log_dir = run.log_dir(attempt)
@@ -50,7 +50,7 @@ def record_lost(run: RunDirectory) -> None:
             continue
         started = facts(run, attempt).get("started", log_dir.stat().st_mtime)
         result = outcome(1, attempt=attempt, log_dir=log_dir, started=started)
-        run.record_outcome(result if result["rank"] is not None else {**result, "reason": LOST})
+        run.record_outcome(result if rank_errors(log_dir) else {**result, "reason": reason})
 
 
 def end(run: RunDirectory, *, attempt: int, status: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
 from configs.schema import Config
+from launch.attempt import record_lost
 from launch.attempts import Attempts
 from launch.devices import count_gpus, resolve_devices
 from launch.inbox import SignalInbox
@@ -22,6 +23,7 @@ from launch.restarts import Restarts
 from launch.supervisor import described, run_command, trainer_command
 
 console = Console(stderr=True)
+LOST = "ended without a word: its launcher was killed, or the machine went down"
 
 
 def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_restarts: int = 0) -> int:
@@ -45,13 +47,16 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     directory = RunDirectory.of(config)
     directory.check(config)
     past = directory.outcomes()
-    if past and past[-1]["exit_code"] == EXIT_DONE and not is_longer(config, directory):
+    # An attempt whose launcher was killed has left no outcome.
+    done = past and past[-1]["exit_code"] == EXIT_DONE and past[-1]["attempt"] >= directory.attempts - 1
+    if done and not is_longer(config, directory) and not directory.goes_back(config):
         text = f"{directory.path} is done; see curves.png there, or effnet validate {directory.path}"
         console.print(text, highlight=False, markup=False)
         return EXIT_DONE
     directory.create()
     with locked(directory) as lock:
         directory.freeze(config)
+        record_lost(directory, reason=LOST)
         if config.data.prepare is not None:
             prepare(config)
         directory.wandb_id()
@@ -81,7 +86,10 @@ def of_run(run: str, files: Sequence[str], overrides: Sequence[str]) -> tuple[li
     # JSON's quotes are YAML's: a path or an id may look like a number or hold a colon.
     place = {"runs_dir": str(found.parent), "run_id": found.name}
     # What was allowed once was allowed for that once.
-    overrides = ["resume.allow_changes=false", *overrides]
+    once = ["resume.allow_changes=false"]
+    if load_config([str(found / "config.yaml")]).config.resume.checkpoint == "never":
+        once.append("resume.checkpoint=auto")  # what is there now is its own
+    overrides = [*once, *overrides]
     overrides += (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in place.items())
     return [str(found / "config.yaml"), *files], overrides
 

@@ -39,7 +39,7 @@ class Restarts:
             self.count = 0
         if self.count >= self.limit:
             return None
-        doubled_s = min(self.backoff_s * 2.0**self.count, LONGEST_BACKOFF_S)
+        doubled_s = min(self.backoff_s * 2.0 ** min(self.count, 100), LONGEST_BACKOFF_S)
         self.count += 1
         return doubled_s * random.uniform(0.5, 1.5)  # many runs on one cluster must not all come back at once
 

@@ -70,6 +70,9 @@ class Checkpointing(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the group that ranks agree in, and what writes on rank 0. Upload what an earlier attempt could not."""
+        datamodule = _datamodule(trainer)
+        if self._start.checkpoint is None and datamodule.next_batch:
+            set_loops(trainer, step=0, epoch=datamodule.order.epochs_before(0))
         timeout = timedelta(seconds=self._config.fault.timeout_s)
         self._agreement = Agreement(world_size=trainer.world_size, timeout=timeout)
         self._saves = Saves(
@@ -81,7 +84,7 @@ class Checkpointing(Callback):
             alive=self._alive,
         )
         resumed = self._start.checkpoint
-        if resumed is not None and resumed.resolve().parent == self._directory.path.resolve():
+        if resumed is not None and resumed.parent.resolve() == self._directory.path.resolve():
             self._saves.upload(step_of(resumed), resumed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,7 +226,7 @@ class Checkpointing(Callback):
             "validated": self._validated,
             "metrics": values if self._validated_step == step else {},
             "wandb_id": self._facts.get("wandb_id"),
-            "resume": self._config.resume.checkpoint,
+            "resume": self._start.origin,
             "rollbacks": self._facts.get("rollbacks", 0),
             "config": self._config.model_dump(mode="json"),
         }

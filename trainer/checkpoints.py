@@ -22,7 +22,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from configs.problems import DataError
-from configs.run import write_atomically
+from configs.run import read_json, write_atomically
 from trainer.consolidation import load_saved_weights
 from trainer.logs import logger
 from trainer.retention import Kept, Retention
@@ -89,7 +89,10 @@ class CheckpointDirectory:
     def sweep(self) -> None:
         """Remove what saves left that were cut off or failed."""
         for path in self.path.glob("step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, step: int, *, manifest: dict[str, Any]) -> Path:
         """Give a written save its name and make it the latest."""
@@ -135,8 +138,13 @@ class CheckpointDirectory:
 
         Args:
             quarantine: Move what is damaged out of the way. What only cannot be read now may be whole tomorrow.
+
+        Raises:
+            DataError: With ``quarantine``, if one is of a newer format, in which nothing can be said to be damaged.
         """
         for path in self._finished():
+            if quarantine:
+                refuse_newer_format(path)
             fault = verify(path)
             if fault is None:
                 yield path
@@ -176,8 +184,12 @@ class CheckpointDirectory:
         """Move the checkpoints of later steps out of the way: they would pass for the newest."""
         for path in self._finished():
             if step_of(path) > after:
-                moved = self._put_away(path, SUPERSEDED, f"the run went back to step {after}")
-                logger.info("checkpoint %s is in %s now: the run goes back to step %d", path, moved, after)
+                self.set_aside(path, after=after)
+
+    def set_aside(self, path: Path, *, after: int) -> None:
+        """Move one checkpoint out of the way, of a run that goes back to step ``after``."""
+        moved = self._put_away(path, SUPERSEDED, f"the run went back to step {after}")
+        logger.info("checkpoint %s is in %s now: the run goes back to step %d", path, moved, after)
 
     def _put_away(self, path: Path, name: str, why: str) -> Path | None:
         """Move a checkpoint to a folder beside it, with the reason; returns where it is, or None if it must stay."""
@@ -198,7 +210,7 @@ class CheckpointDirectory:
 
     def _finished(self) -> list[Path]:
         """Checkpoints that have their name, the newest first."""
-        return sorted(filter(_finished_name, self.path.glob("step-*")), key=step_of, reverse=True)
+        return sorted(filter(is_step_name, self.path.glob("step-*")), key=step_of, reverse=True)
 
 
 class Unreadable(str):
@@ -229,7 +241,7 @@ def _fault(path: Path) -> str | None:
         return f"no readable manifest ({error})"
     if not files:
         return "its manifest names no files"
-    if _finished_name(path) and path.name != step_name(step):
+    if is_step_name(path) and path.name != step_name(step):
         return f"its manifest is of step {step}"
     for name, (size, checksum) in files.items():
         file = path / name
@@ -255,6 +267,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"checkpoint {path}: {fault}")
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     return manifest
+
+
+def refuse_newer_format(path: Path) -> None:
+    """Go on with no checkpoint that a newer effnet has written.
+
+    Raises:
+        DataError: If it is of a newer format.
+    """
+    version = read_json(path / MANIFEST).get("format_version", 1)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise DataError(f"checkpoint {path} is of format {version}; this effnet knows up to {FORMAT_VERSION}")
 
 
 def metric(path: Path, name: str) -> float | None:
@@ -315,7 +338,8 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _finished_name(path: Path) -> bool:
+def is_step_name(path: Path) -> bool:
+    """Whether a path is named as a checkpoint that has been saved whole, and not as what a user has made of one."""
     return re.fullmatch(r"step-\d+", path.name) is not None
 
 

@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.elastic_zero import OPTIMIZER, save_optimizer
+from trainer.elastic_zero import OPTIMIZER, gather_optimizer
 
 RAW, EMA = "raw.", "ema."
 
@@ -32,15 +32,13 @@ def save_weights(trainer: Trainer, network: nn.Module, average: nn.Module | None
     Collective.
     """
     assert isinstance(trainer.strategy, DeepSpeedStrategy)
-    save_optimizer(trainer.strategy, network, file.with_name(OPTIMIZER))
+    optimizer, numbers = gather_optimizer(trainer.strategy, network)
     tensors = {RAW + name: tensor for name, tensor in gather_weights(network).items()}
     if average is not None:
         tensors |= {EMA + name: tensor.detach().cpu().contiguous() for name, tensor in average.state_dict().items()}
     if trainer.is_global_zero:
-        save_file(tensors, file)
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _write(file.with_name(OPTIMIZER), optimizer, numbers)
+        _write(file, tensors)
 
 
 def load_saved_weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -48,6 +46,13 @@ def load_saved_weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
     tensors = load_file(file)
     kinds = {kind.removesuffix("."): _under(kind, tensors) for kind in (RAW, EMA)}
     return {kind: weights for kind, weights in kinds.items() if weights}
+
+
+def _write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    save_file(tensors, file, metadata=metadata)
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

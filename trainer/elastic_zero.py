@@ -5,14 +5,12 @@ as it does the weights (consolidation.py); a load deals it to the processes of n
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import pad
 
@@ -23,8 +21,11 @@ STATE = "state.ckpt"
 NUMBERS = "numbers"
 
 
-def save_optimizer(strategy: DeepSpeedStrategy, network: nn.Module, file: Path) -> None:
-    """Write what the optimizer keeps of each parameter. Collective: every rank takes part, rank 0 writes."""
+def gather_optimizer(strategy: DeepSpeedStrategy, network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What the optimizer keeps of each parameter, on rank 0, and as metadata what it keeps besides. Collective.
+
+    To be written once all else is gathered too: a rank that cannot write must not miss what others wait for.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     zero: Any = strategy.deepspeed_engine.optimizer
@@ -39,11 +40,7 @@ def save_optimizer(strategy: DeepSpeedStrategy, network: nn.Module, file: Path) 
             if strategy.is_global_zero:
                 tensors[f"{key}.{name}"] = gathered.detach().cpu().contiguous()
     numbers = {key: _number(value) for key, value in state.items() if key not in names and value is not None}
-    if strategy.is_global_zero:
-        save_file(tensors, file, metadata={NUMBERS: json.dumps(numbers)})
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    return tensors, {NUMBERS: json.dumps(numbers)}
 
 
 def restore(strategy: DeepSpeedStrategy, network: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
@@ -53,7 +50,7 @@ def restore(strategy: DeepSpeedStrategy, network: nn.Module, weights: dict[str, 
         strategy: With its engine set up.
         network: Whose parameters the engine partitions.
         weights: Parameters and buffers by name, fp32.
-        file: What `save_optimizer` wrote.
+        file: Of what `gather_optimizer` gathered.
     """
     zero: Any = strategy.deepspeed_engine.optimizer
     with safe_open(file, framework="pt") as saved:

@@ -40,8 +40,8 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     accelerator = resolve_accelerator(config)
     datamodule = build_datamodule(config, accelerator)  # finds mistakes, before ranks wait for each other
     checkpoints = CheckpointDirectory(run.checkpoints)
-    rollbacks = Rollbacks.read(run.rollbacks_file)
-    start = choose(config, run, rollbacks, processes, attempt=attempt, console=console)
+    start = choose(config, run, processes, attempt=attempt, console=console)
+    rollbacks = Rollbacks(run.rollbacks_file, start.rollbacks)
     commit = None
     if _first(processes):
         world_size = processes.world_size
@@ -61,7 +61,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     ]
     loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
-    datamodule.next_batch = rollbacks.next_batch(start.checkpoint, checkpoints)
+    datamodule.next_batch = start.next_batch
     module = build_module(config, restored=start.checkpoint is not None)
     for tracker in loggers:
         if isinstance(tracker, SafeWandbLogger):

@@ -143,18 +143,19 @@ class NonFiniteSteps(Callback):
             pl_module.skipped, pl_module.skipped_steps = True, pl_module.skipped_steps + 1
             self._write_down(trainer, step, values, "skipped")
             return True
-        goes_back = len(self._rollbacks.records) < fault.max_rollbacks
+        goes_back = self._rollbacks.count < fault.max_rollbacks
         reason = self._write_down(trainer, step, values, "rolled back" if goes_back else "stopped")
         if goes_back and trainer.is_global_zero:
             next_batch = step + _datamodule(trainer).order.passed_over
-            facts = {"attempt": self._attempt, "step": step, "reason": reason}
+            size = self._config.data.global_batch_size
+            facts = {"attempt": self._attempt, "step": step, "reason": reason, "global_batch_size": size}
             self._rollbacks.add(before_step=first_step, next_batch=next_batch, **facts)
         trainer.strategy.barrier("non-finite")  # all is written before the first rank ends
         if goes_back:
             raise RollBack(reason)
         raise DataError(
             f"{reason}. Before that {self._in_a_row} steps were skipped (fault.max_skipped_steps = "
-            f"{fault.max_skipped_steps}), and the run has gone back {len(self._rollbacks.records)} times "
+            f"{fault.max_skipped_steps}), and the run has gone back {self._rollbacks.count} times "
             f"(fault.max_rollbacks = {fault.max_rollbacks})"
         )
 

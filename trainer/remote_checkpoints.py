@@ -17,11 +17,12 @@ import fsspec
 
 from configs.changes import changes, refusals
 from configs.problems import ConfigError, Problem, UnreachableError
-from configs.run import RunDirectory, config_hash, write_atomically
+from configs.run import RunDirectory, config_hash, read_json, write_atomically
 from configs.schema import Config
-from trainer.checkpoints import MANIFEST, SUPERSEDED, CheckpointDirectory, metric_of, step_name, step_of, verify
+from trainer.checkpoints import MANIFEST, CheckpointDirectory, metric_of, step_name, step_of, verify
 from trainer.logs import logger
 from trainer.retention import Kept, Retention
+from trainer.rollback import Rollbacks
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 ATTEMPTS, FIRST_PAUSE_S = 5, 1.0
@@ -80,6 +81,18 @@ class RemoteCheckpoints:
         self.filesystem.pipe_file(probe, b"effnet")
         self.filesystem.rm_file(probe)
 
+    def read(self, name: str) -> str | None:
+        """A small file beside the checkpoints; None if it is not there."""
+        try:
+            content: bytes = self.filesystem.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+        return content.decode("utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a small file beside the checkpoints."""
+        self.filesystem.pipe_file(f"{self._root}/{name}", text.encode("utf-8"))
+
     def upload(self, path: Path) -> None:
         """Copy a checkpoint of this machine's, unless it is there; its manifest last.
 
@@ -113,6 +126,8 @@ class RemoteCheckpoints:
         manifest, temporary = self.manifest(step), directory.begin(step)
         names = [*manifest["files"], MANIFEST] if manifest is not None else []
         fault = "no readable manifest" if not names else None
+        if manifest is not None and manifest.get("step") != step:
+            fault = f"its manifest is of step {manifest.get('step')}"
         if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in names):
             fault = "its manifest names files outside of it"
         for name in names if fault is None else ():
@@ -190,14 +205,21 @@ def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) ->
     if steps and is_first and config.resume.checkpoint == "never":
         accepted = f"auto, or another run_id: {remote.named(steps[0])} exists"
         raise ConfigError([Problem(key="resume.checkpoint", received="never", accepted=accepted)])
-    directory = CheckpointDirectory(run.checkpoints)
-    here = directory.newest()
+    share_rollbacks(config, run)
+    directory, rollbacks = CheckpointDirectory(run.checkpoints), Rollbacks.read(run.rollbacks_file)
+    wanted = config.resume.checkpoint
+
+    def counts(manifest: dict[str, Any]) -> bool:
+        """Whether this attempt might begin there, settings aside."""
+        return rollbacks.admits(manifest) and wanted in ("auto", "never", manifest.get("resume"))
+
+    here = next((path for path in directory.verified() if counts(read_json(path / MANIFEST))), None)
     for step in steps:
         if here is not None and step <= step_of(here):
             return
-        if (run.checkpoints / SUPERSEDED / step_name(step)).exists():
-            continue
         manifest = _asked(remote, partial(remote.manifest, step)) or {}
+        if manifest and not counts(manifest | {"step": step}):
+            continue
         if not _goes_on(manifest, config, run):
             accepted = f"another folder, or another run_id: {remote.named(step)} is of another experiment"
             raise ConfigError([Problem(key="checkpoint.remote_dir", received=remote.url, accepted=accepted)])
@@ -206,6 +228,27 @@ def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) ->
                 _adopt_wandb_id(run, manifest)
             logger.info("fetched %s", remote.named(step))
             return
+
+
+def share_rollbacks(config: Config, run: RunDirectory) -> None:
+    """Let a run's directory and its remote folder know alike how it went back: the longer record is the later one.
+
+    Raises:
+        ConfigError: If the folder cannot be read or written.
+        UnreachableError: If the server does not answer.
+    """
+    remote = RemoteCheckpoints.of(config, run.run_id)
+    if remote is None:
+        return
+    file, here = run.rollbacks_file, Rollbacks.read(run.rollbacks_file).records
+    text = _asked(remote, partial(remote.read, file.name))
+    there = json.loads(text)["rollbacks"] if text is not None else []
+    if len(there) > len(here):
+        assert text is not None
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, text)
+    elif len(here) > len(there):
+        _asked(remote, partial(remote.write, file.name, file.read_text(encoding="utf-8")))
 
 
 def _goes_on(manifest: dict[str, Any], config: Config, run: RunDirectory) -> bool:

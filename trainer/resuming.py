@@ -8,14 +8,21 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.changes import Change, changes, refusals
-from configs.problems import ConfigError, DataError, Problem
+from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
 from configs.schema import Config
-from trainer.checkpoints import CHECKPOINT, FORMAT_VERSION, KEY, CheckpointDirectory, load_content, read_manifest
+from trainer.checkpoints import (
+    CHECKPOINT,
+    KEY,
+    CheckpointDirectory,
+    load_content,
+    read_manifest,
+    refuse_newer_format,
+)
 from trainer.elastic_zero import OPTIMIZER
 from trainer.logs import logger
 from trainer.processes import Processes
-from trainer.remote_checkpoints import fetch_newest
+from trainer.remote_checkpoints import fetch_newest, share_rollbacks
 from trainer.rendezvous import on_first_rank
 from trainer.rollback import Rollbacks
 
@@ -29,20 +36,24 @@ class Start(NamedTuple):
         validated: Whether the validation that belongs to that step is done.
         changed: Whether settings are others than those that the checkpoint was saved with, and the run no longer
             what it was.
+        next_batch: The global batch with which to go on; None for the one in its turn.
+        rollbacks: Of the run, as rank 0 has read them: what each rank finds in the file may be older.
+        origin: The path, as a user gave it (``resume``), of the checkpoint that this one has come from; or ``auto``.
     """
 
     checkpoint: Path | None = None
     step: int = 0
     validated: bool = True
     changed: bool = False
+    next_batch: int | None = None
+    rollbacks: tuple[dict[str, Any], ...] = ()
+    origin: str = "auto"
 
 
 START_ANEW = Start()
 
 
-def choose(
-    config: Config, run: RunDirectory, rollbacks: Rollbacks, processes: Processes, *, attempt: int, console: Console
-) -> Start:
+def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: int, console: Console) -> Start:
     """Have rank 0 fetch what a remote folder has newer, put away what is damaged, and pick; the others wait.
 
     Settings that have changed since are printed, old beside new.
@@ -53,27 +64,39 @@ def choose(
         UnreachableError: If a remote folder does not answer.
     """
 
-    def pick() -> dict[str, Any] | None:
+    def pick() -> dict[str, Any]:
         if config.checkpoint.remote_dir is not None:
             fetch_newest(config, run, is_first=attempt == 0)
-        checkpoints = CheckpointDirectory(run.checkpoints)
+        checkpoints, rollbacks = CheckpointDirectory(run.checkpoints), Rollbacks.read(run.rollbacks_file)
         path = find_checkpoint(config, checkpoints, rollbacks)
+        if len(known := Rollbacks.read(run.rollbacks_file).records) != len(rollbacks.records):
+            rollbacks = Rollbacks(run.rollbacks_file, known)
+            share_rollbacks(config, run)
         rollbacks.discard(checkpoints, chosen=path)
+        size, wanted = config.data.global_batch_size, config.resume.checkpoint
+        start = {
+            "next_batch": rollbacks.next_batch(path, checkpoints, global_batch_size=size),
+            "rollbacks": rollbacks.records,
+            "origin": "auto" if wanted == "never" else wanted,
+        }
         if path is None:
-            return None
+            return start
         manifest = read_manifest(path)
         changed = _changes_since(path, manifest, config, run)
         _check_parts(config, path, saved=manifest["world_size"], present=processes.world_size)
         _show(changed, path, console)
-        return {
+        return start | {
             "checkpoint": str(path),
             "step": int(manifest["step"]),
             "validated": bool(manifest.get("validated", True)),
             "changed": any(change.kind != "harmless" for change in changed),
+            "origin": _inherited(manifest) if start["origin"] == "auto" else start["origin"],
         }
 
     found = on_first_rank(processes, pick)
-    return START_ANEW if found is None else Start(**{**found, "checkpoint": Path(found["checkpoint"])})
+    assert found is not None
+    path = found.get("checkpoint")
+    return Start(**{**found, "checkpoint": path and Path(path), "rollbacks": tuple(found["rollbacks"])})
 
 
 def find_checkpoint(config: Config, checkpoints: CheckpointDirectory, rollbacks: Rollbacks) -> Path | None:
@@ -97,8 +120,15 @@ def find_checkpoint(config: Config, checkpoints: CheckpointDirectory, rollbacks:
         if read_manifest(path).get("resume") == wanted:
             return path
     path = Path(wanted)
-    checkpoints.supersede(int(read_manifest(path)["step"]))
+    step = int(read_manifest(path)["step"])
+    rollbacks.rewind(step, resume=wanted)
+    checkpoints.supersede(step)
     return path
+
+
+def _inherited(manifest: dict[str, Any]) -> str:
+    origin = str(manifest.get("resume", "auto"))
+    return "auto" if origin == "never" else origin
 
 
 def _changes_since(path: Path, manifest: dict[str, Any], config: Config, run: RunDirectory) -> list[Change]:
@@ -108,9 +138,7 @@ def _changes_since(path: Path, manifest: dict[str, Any], config: Config, run: Ru
         ConfigError: If one of them may not be.
         DataError: If the checkpoint is of a newer format.
     """
-    version = manifest.get("format_version", 1)
-    if version > FORMAT_VERSION:
-        raise DataError(f"checkpoint {path} is of format {version}; this effnet knows up to {FORMAT_VERSION}")
+    refuse_newer_format(path)
     saved = manifest.get("config")
     if saved is None and (path / CHECKPOINT).is_file():  # format 1 has it in its content alone
         saved = load_content(path / CHECKPOINT)[KEY]["config"]

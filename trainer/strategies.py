@@ -35,7 +35,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if self.is_global_zero:
             state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-            torch.save(state, Path(filepath).with_name(STATE))
+            # By DeepSpeed's writer, whose errors are kept (zero_files.py): the other ranks are at a barrier by now.
+            writer: Any = self.deepspeed_engine.checkpoint_engine
+            writer.save(state, str(Path(filepath).with_name(STATE)))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """DeepSpeed's parts where there is one for each process, else what was saved as a whole."""

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class _GoesOn(ExperimentWriter):
     def __init__(self, log_dir: str, *, keep_until_step: int, validated: bool) -> None:
         self._keep_until_step = keep_until_step
         self._validated = validated
+        self._failed = False
+        self._whole: tuple[int, list[str]] = (0, [])
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
@@ -42,6 +45,22 @@ class _GoesOn(ExperimentWriter):
         else:
             os.remove(self.metrics_file_path)
 
+    def save(self) -> None:
+        """Append the rows that there are; those for which the disk has no room now come with the next ones."""
+        file, rows = Path(self.metrics_file_path), list(self.metrics)
+        self._whole = (file.stat().st_size if file.exists() else 0, list(self.metrics_keys))
+        try:
+            super().save()
+        except OSError as error:
+            if not self._failed:
+                logger.warning("%s cannot be written, its rows are kept until it can be: %s", file, error)
+            self._failed, self.metrics = True, rows
+            size, self.metrics_keys = self._whole
+            with suppress(OSError):  # no half row, which the next one would follow
+                os.truncate(file, size) if size else file.unlink(missing_ok=True)
+        else:
+            self._failed = False
+
     def _kept(self, row: dict[str, Any]) -> bool:
         step = row.get("step") or ""
         if not step.isdecimal() or int(step) > self._keep_until_step:
@@ -53,6 +72,7 @@ class _GoesOn(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
             self._write(list(csv.DictReader(file)))
+        self._whole = (os.path.getsize(self.metrics_file_path), list(fieldnames))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Replace the file at once: Lightning empties it first, and a process may end there."""

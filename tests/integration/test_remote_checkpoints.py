@@ -22,8 +22,9 @@ from tests.unit.trainer.settings import settings
 from trainer import remote_checkpoints, saver
 from trainer.checkpointing import Interrupted
 from trainer.checkpoints import CHECKPOINT, MANIFEST, CheckpointDirectory, read_manifest, verify
-from trainer.remote_checkpoints import RemoteCheckpoints, fetch_newest
+from trainer.remote_checkpoints import RemoteCheckpoints, fetch_newest, share_rollbacks
 from trainer.retention import Retention
+from trainer.rollback import Rollbacks
 from trainer.saves import FAILURES, SaveFailedError
 from trainer.triggers import STOP
 
@@ -199,6 +200,69 @@ def test_the_newest_is_fetched_unless_a_newer_one_is_here(folder: str, tmp_path:
     (mine.named(30) / "weights.safetensors").unlink()  # it does not verify any more
     fetch_newest(config, run)
     assert mine.newest() == mine.named(20)
+
+
+def test_a_run_that_goes_back_on_a_new_machine_finds_what_is_older_there(folder: str, tmp_path: Path) -> None:
+    config = settings(checkpoint__remote_dir=folder)
+    there, run = CheckpointDirectory(tmp_path / "there"), RunDirectory(tmp_path / "run")
+    for step in (10, 20, 30):
+        remote_of(folder).upload(saved(there, step, rollbacks=0))
+    fetch_newest(config, run)
+    assert CheckpointDirectory(run.checkpoints).newest() == run.checkpoints / "step-000000030"
+    Rollbacks.read(run.rollbacks_file).add(before_step=15, next_batch=33)
+    fetch_newest(config, run)
+    assert (run.checkpoints / "step-000000010").exists()
+    assert not (run.checkpoints / "step-000000020").exists()
+
+    # What the run knows of itself is there too, for the next machine.
+    moved = RunDirectory(tmp_path / "moved" / "run")
+    fetch_newest(config, moved)
+    assert [path.name for path in CheckpointDirectory(moved.checkpoints).verified()] == ["step-000000010"]
+    rollbacks, checkpoints = Rollbacks.read(moved.rollbacks_file), CheckpointDirectory(moved.checkpoints)
+    assert rollbacks.next_batch(checkpoints.newest(), checkpoints) == 33
+
+
+def test_what_a_user_went_back_behind_is_not_fetched_on_another_machine(folder: str, tmp_path: Path) -> None:
+    config = settings(checkpoint__remote_dir=folder)
+    run, moved = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "moved" / "run")
+    mine = CheckpointDirectory(run.checkpoints)
+    for step in (10, 20, 30):
+        remote_of(folder).upload(saved(mine, step, rollbacks=0))
+    Rollbacks.read(run.rollbacks_file).rewind(10, resume=str(mine.named(10)))
+    share_rollbacks(config, run)
+    shutil.rmtree(mine.named(20))
+    remote_of(folder).upload(saved(mine, 20, rollbacks=1))
+
+    fetch_newest(config, moved)
+    assert [path.name for path in CheckpointDirectory(moved.checkpoints).verified()] == ["step-000000020"]
+    assert read_manifest(moved.checkpoints / "step-000000020")["rollbacks"] == 1
+
+
+def test_a_named_checkpoint_needs_no_newer_one_of_the_same_settings(folder: str, tmp_path: Path) -> None:
+    """As where a user goes back because of a change that was no good."""
+    run = RunDirectory(tmp_path / "run")
+    mine = CheckpointDirectory(run.checkpoints)
+    changed = settings(checkpoint__remote_dir=folder, optimizer__lr=0.5).model_dump(mode="json")
+    path = saved(mine, 10)
+    remote_of(folder).upload(saved(CheckpointDirectory(tmp_path / "there"), 20, config=changed))
+
+    fetch_newest(settings(checkpoint__remote_dir=folder, resume=path), run)
+    assert mine.newest() == path
+    with pytest.raises(ConfigError, match="of another experiment"):
+        fetch_newest(settings(checkpoint__remote_dir=folder), run)
+
+
+def test_a_checkpoint_under_another_ones_name_is_damaged(folder: str, tmp_path: Path) -> None:
+    remote = remote_of(folder)
+    for step in (8, 9):
+        remote.upload(saved(CheckpointDirectory(tmp_path / "there"), step))
+    root = remote.filesystem._strip_protocol(remote.url)
+    content = remote.filesystem.cat_file(f"{root}/step-000000009/{MANIFEST}")
+    remote.filesystem.pipe_file(f"{root}/step-000000009/{MANIFEST}", content.replace(b'"step": 9', b'"step": 7'))
+
+    run = RunDirectory(tmp_path / "run")
+    fetch_newest(settings(checkpoint__remote_dir=folder), run)
+    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000000008"]
 
 
 def test_without_a_remote_folder_nothing_is_asked_for(tmp_path: Path) -> None:

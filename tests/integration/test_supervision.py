@@ -15,6 +15,7 @@ import pytest
 
 from configs.rank_records import HANG
 from configs.run import PEER_LOST, RunDirectory, rank_error, rank_errors, rank_log
+from launch.fit import LOST
 from tests.integration import runs
 from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, train
 from tests.integration.test_equivalence import assert_same
@@ -204,3 +205,20 @@ def test_a_signal_ends_the_wait_for_a_restart_and_one_that_was_heeded_none_follo
     output = runs.signal_after(launcher, run, step=6)
     assert launcher.returncode == 85, output
     assert [outcome["exit_class"] for outcome in run.outcomes()] == ["retry", "interrupted"]
+
+
+def test_a_run_that_is_made_longer_and_killed_is_not_done(toy_overrides: Overrides, tmp_path: Path) -> None:
+    """Its last outcome is that of the attempt before, and nothing has changed since its newest checkpoint."""
+    run, overrides = RunDirectory(tmp_path / "faulty"), toy_overrides(checkpoint__every_n_steps=1)
+    train([*overrides, "trainer.max_steps=1", "resume=never"], runs_dir=tmp_path, run_id="faulty")
+    longer = [*overrides, "trainer.max_steps=5"]
+    launcher = start(longer, runs_dir=tmp_path, kind="slow", ranks=[0], attempts=[1])
+    assert wait_for(lambda: last_step(run) >= 3 or launcher.poll() is not None)
+    assert launcher.poll() is None, (launcher.communicate()[0], logs(run))
+    launcher.kill()
+    launcher.communicate()
+
+    train(longer, runs_dir=tmp_path, run_id="faulty")
+    assert last_step(run) == 5
+    outcomes = [(each["attempt"], each["exit_class"], each["reason"]) for each in run.outcomes()]
+    assert outcomes == [(0, "done", "done"), (1, "retry", LOST), (2, "done", "done")]

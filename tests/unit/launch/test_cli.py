@@ -174,6 +174,18 @@ def test_a_run_that_is_done_is_not_trained_again(tmp_path: Path) -> None:
     assert (inside.returncode, run.attempts) == (0, 0), inside.stderr
 
 
+def test_a_run_that_was_begun_with_never_goes_on_by_its_name(tmp_path: Path) -> None:
+    config = config_of("run_id=mine", f"runs_dir={tmp_path}", "resume=never")
+    run = RunDirectory.of(config)
+    run.freeze(config)
+    (run.checkpoints / "step-000000001").mkdir(parents=True)
+    run.record_outcome({"attempt": 0, "exit_code": 0})
+
+    assert effnet("fit", "--run", str(run.path), cwd=tmp_path).returncode == 0
+    refused = effnet("fit", "--run", str(run.path), "resume=never", cwd=tmp_path)
+    assert "step-000000001 exists" in refused.stderr
+
+
 def test_a_run_that_is_done_still_refuses_another_experiment(tmp_path: Path) -> None:
     config = config_of("run_id=mine", f"runs_dir={tmp_path}")
     run = RunDirectory.of(config)

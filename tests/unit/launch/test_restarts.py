@@ -31,6 +31,11 @@ def test_the_wait_doubles_up_to_a_limit_and_differs_between_runs() -> None:
     assert len(set(waits[10:])) == 30
 
 
+def test_a_run_may_be_started_again_for_weeks() -> None:
+    restarts = Restarts(limit=2000, backoff_s=8)
+    assert all(restarts.next_backoff_s(progressed=False) is not None for _ in range(2000))
+
+
 def test_the_same_error_of_the_same_rank_at_the_same_step_is_alike() -> None:
     assert failed_alike([error(1)], [error(1, reason="ValueError: 13 at 0x55")]) == error(1)
     assert failed_alike([error(0), error(1)], [error(1)]) == error(1)  # all ranks failed, and another said so first

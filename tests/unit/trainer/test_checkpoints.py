@@ -23,7 +23,7 @@ from trainer.checkpoints import (
 )
 from trainer.resuming import find_checkpoint
 from trainer.retention import Retention
-from trainer.rollback import NO_ROLLBACKS
+from trainer.rollback import Rollbacks
 
 
 @pytest.fixture
@@ -376,10 +376,10 @@ def test_resume_takes_the_path_of_a_checkpoint_that_verifies(directory: Checkpoi
     path, _ = save(directory, 3), save(directory, 4)
     config = load_config([], ["data.train_shards=x", "data.val_shards=x", f"resume={path}"]).config
 
-    assert find_checkpoint(config, directory, NO_ROLLBACKS) == path
+    assert find_checkpoint(config, directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == path
     _truncate(path)
     with pytest.raises(DataError, match="bytes instead of"):
-        find_checkpoint(config, directory, NO_ROLLBACKS)
+        find_checkpoint(config, directory, Rollbacks.read(directory.path.parent / "rollbacks.json"))
 
 
 def test_a_resumed_run_does_not_need_the_weights_it_started_from(

@@ -36,7 +36,7 @@ from trainer.checkpoints import (
 from trainer.resuming import START_ANEW, Start, find_checkpoint
 from trainer.resuming import choose as choose_on_rank_0
 from trainer.retention import Retention
-from trainer.rollback import NO_ROLLBACKS
+from trainer.rollback import Rollbacks
 
 Overrides = Callable[..., list[str]]
 STEP = 20
@@ -59,7 +59,7 @@ def resuming(checkpoint: object = "auto") -> Config:
 
 def choose(run: RunDirectory, config: Config) -> Start:
     console = Console(file=io.StringIO())
-    return choose_on_rank_0(config, run, NO_ROLLBACKS, ALONE, attempt=1, console=console)
+    return choose_on_rank_0(config, run, ALONE, attempt=1, console=console)
 
 
 def anew(run: RunDirectory, *overrides: str) -> RunDirectory:
@@ -115,7 +115,7 @@ def test_a_bad_checkpoint_is_moved_aside_with_the_reason(
     good, bad = save(directory, 10), save(directory, STEP)
     damage(bad)
 
-    assert find_checkpoint(resuming(), directory, NO_ROLLBACKS) == good
+    assert find_checkpoint(resuming(), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
     assert not bad.exists()
     moved = directory.path / QUARANTINE / bad.name
     assert reason in (moved / REASON).read_text()
@@ -124,7 +124,7 @@ def test_a_bad_checkpoint_is_moved_aside_with_the_reason(
     assert reason in message
     assert str(moved) in message
     caplog.clear()
-    assert find_checkpoint(resuming(), directory, NO_ROLLBACKS) == good
+    assert find_checkpoint(resuming(), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
     assert not [r for r in caplog.records if "is passed over" in r.getMessage()]
 
 
@@ -132,7 +132,7 @@ def test_a_step_may_go_bad_again_and_again(directory: CheckpointDirectory) -> No
     good = save(directory, 10)
     for _ in range(3):
         _truncate(save(directory, STEP))
-        assert find_checkpoint(resuming(), directory, NO_ROLLBACKS) == good
+        assert find_checkpoint(resuming(), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
 
     found = sorted(path.name for path in (directory.path / QUARANTINE).iterdir())
     assert found == ["step-000000020", "step-000000020-1", "step-000000020-2"]
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_read_stays_where_it_is(
     manifest["files"][CHECKPOINT]["bytes"] = 0
     (unreadable / MANIFEST).write_text(json.dumps(manifest))
 
-    assert find_checkpoint(resuming(), directory, NO_ROLLBACKS) == good
+    assert find_checkpoint(resuming(), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
     assert unreadable.exists()
     assert "is passed over: it cannot be read ([Errno 5]" in caplog.text
 
@@ -162,7 +162,7 @@ def test_only_fit_moves_checkpoints_and_puts_aside_those_later_than_a_named_one(
 
     assert directory.chosen(None) == good  # as validate and export do
     assert bad.exists()
-    assert find_checkpoint(resuming(good), directory, NO_ROLLBACKS) == good
+    assert find_checkpoint(resuming(good), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
     assert (directory.path / SUPERSEDED / bad.name).exists()
 
 
@@ -170,7 +170,7 @@ def test_where_none_is_good_a_run_begins_anew(directory: CheckpointDirectory) ->
     for step in (1, 2):
         _truncate(save(directory, step))
 
-    assert find_checkpoint(resuming(), directory, NO_ROLLBACKS) is None
+    assert find_checkpoint(resuming(), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) is None
     assert len(list((directory.path / QUARANTINE).iterdir())) == 2
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs.run import RunDirectory
+from tests.disks import fill, small_disk
 from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
 from trainer.tracking import FINISH_TIMEOUT_S, MetricsCsv, SafeWandbLogger, build_loggers
 
@@ -118,6 +119,24 @@ def test_a_process_that_ends_while_a_column_is_added_loses_no_row(
         log(run, range(4, 5), resumed_step=3, **{"val/top1": 0.5})
     monkeypatch.undo()
     assert column(run, "step") == ["1", "2", "3"]
+
+
+def test_rows_wait_for_room_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "run", size_bytes=1_000_000) as place:
+        run = RunDirectory(place)
+        logger = MetricsCsv(run, resumed_step=0)
+        logger.log_metrics({"train/loss": 0.0}, step=0)
+        filler = fill(place)
+        for step in range(1, 900):  # more than is left in the last block
+            logger.log_metrics({"train/loss": step / 10}, step=step)
+        logger.log_metrics({"val/top1": 0.5}, step=900)  # another column
+        assert len(rows(run)) < 900
+        filler.unlink()
+        logger.log_metrics({"train/loss": 90.1}, step=901)
+
+        assert column(run, "step") == [str(step) for step in range(902)]
+        assert column(run, "val/top1")[900] == "0.5"
+    assert caplog.text.count("cannot be written, its rows are kept") == 1
 
 
 def test_a_killed_run_has_each_step_once_after_it_went_on(trained: RunDirectory, tmp_path: Path) -> None:
