@@ -15,7 +15,7 @@ from configs.problems import ConfigError, Problem
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.streaming.randomness import WEIGHTS, seed_everything
-from trainer.checkpoints import CheckpointFile
+from trainer.checkpoint_files import CheckpointFile
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size
 from trainer.processes import Processes

@@ -10,7 +10,8 @@ from configs.run import config_hash
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
 from trainer.agreement import Agreement, Votes
-from trainer.checkpoints import FORMAT_VERSION, KEY, CheckpointDirectory, step_of
+from trainer.checkpoint_files import FORMAT_VERSION, KEY, step_of
+from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.module import EfficientNetModule
 from trainer.restoring import set_loops, take_settings_over

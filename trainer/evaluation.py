@@ -7,7 +7,8 @@ from rich.console import Console
 
 from configs.run import RunDirectory, write_atomically
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
-from trainer.checkpoints import CheckpointDirectory, load_weights, read_manifest
+from trainer.checkpoint_files import load_weights, read_manifest
+from trainer.checkpoints import CheckpointDirectory
 from trainer.network import build_network
 from trainer.processes import Processes
 from trainer.results import validation_table

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from datamodules.streaming.transforms import channel_statistics
-from trainer.checkpoints import CheckpointDirectory, load_weights, read_manifest
+from trainer.checkpoint_files import load_weights, read_manifest
+from trainer.checkpoints import CheckpointDirectory
 from trainer.network import image_size
 
 

@@ -9,8 +9,9 @@ from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
 from trainer.batchnorm import BatchNormStatistics
+from trainer.checkpoint_files import CHECKPOINT
 from trainer.checkpointing import Checkpointing, Interrupted
-from trainer.checkpoints import CHECKPOINT, CheckpointDirectory
+from trainer.checkpoints import CheckpointDirectory
 from trainer.curves import draw_curves
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment

@@ -17,7 +17,8 @@ from configs import schema
 from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import RunDirectory
 from configs.schema import Config
-from trainer.checkpoints import CheckpointDirectory, load_weights
+from trainer.checkpoint_files import load_weights
+from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 
 CLASSIFIER = "classifier."

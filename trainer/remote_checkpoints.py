@@ -19,7 +19,8 @@ from configs.changes import changes, refusals
 from configs.problems import ConfigError, Problem, UnreachableError
 from configs.run import RunDirectory, config_hash, read_json, write_atomically
 from configs.schema import Config
-from trainer.checkpoints import MANIFEST, CheckpointDirectory, metric_of, step_name, step_of, verify
+from trainer.checkpoint_files import MANIFEST, metric_of, step_name, step_of, verify
+from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.retention import Kept, Retention
 from trainer.rollback import Rollbacks

@@ -11,14 +11,8 @@ from configs.changes import Change, changes, refusals
 from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
 from configs.schema import Config
-from trainer.checkpoints import (
-    CHECKPOINT,
-    KEY,
-    CheckpointDirectory,
-    load_content,
-    read_manifest,
-    refuse_newer_format,
-)
+from trainer.checkpoint_files import CHECKPOINT, KEY, load_content, read_manifest, refuse_newer_format
+from trainer.checkpoints import CheckpointDirectory
 from trainer.elastic_zero import OPTIMIZER
 from trainer.logs import logger
 from trainer.processes import Processes

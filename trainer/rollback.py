@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.run import write_atomically
-from trainer.checkpoints import LATEST, MANIFEST, CheckpointDirectory, is_step_name, step_of
+from trainer.checkpoint_files import MANIFEST, is_step_name, step_of
+from trainer.checkpoints import LATEST, CheckpointDirectory
 from trainer.logs import logger
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.checkpoints import CheckpointDirectory, verify
+from trainer.checkpoint_files import verify
+from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.remote_checkpoints import RemoteCheckpoints
 from trainer.retention import Retention

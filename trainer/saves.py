@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from configs.schema import Config
 from trainer import zero_files
 from trainer.agreement import Agreement
-from trainer.checkpoints import CHECKPOINT, WEIGHTS, CheckpointDirectory, CheckpointFile
+from trainer.checkpoint_files import CHECKPOINT, WEIGHTS, CheckpointFile
+from trainer.checkpoints import CheckpointDirectory
 from trainer.consolidation import save_weights
 from trainer.host_copy import HostCopy
 from trainer.logs import logger

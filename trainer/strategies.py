@@ -11,7 +11,7 @@ from torch import nn
 
 from configs.run import read_json
 from configs.schema import Config
-from trainer.checkpoints import MANIFEST, WEIGHTS, load_content
+from trainer.checkpoint_files import MANIFEST, WEIGHTS, load_content
 from trainer.consolidation import load_saved_weights
 from trainer.elastic_zero import OPTIMIZER, STATE, restore
 from trainer.processes import Processes

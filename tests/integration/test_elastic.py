@@ -14,7 +14,7 @@ from safetensors import safe_open
 from configs.run import RunDirectory
 from tests.integration.runs import TIMEOUT_S, final_state, logs, losses, newest, refused, rows, start, train
 from tests.unit.trainer.runs import as_killed_after, new_run
-from trainer.checkpoints import MANIFEST, load_weights
+from trainer.checkpoint_files import MANIFEST, load_weights
 from trainer.elastic_zero import NUMBERS, OPTIMIZER
 
 Overrides = Callable[..., list[str]]

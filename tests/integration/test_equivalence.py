@@ -8,7 +8,7 @@ import torch
 
 from configs.run import RunDirectory
 from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train
-from trainer.checkpoints import load_weights
+from trainer.checkpoint_files import load_weights
 
 Overrides = Callable[..., list[str]]
 STEPS = 20

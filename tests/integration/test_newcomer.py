@@ -17,7 +17,8 @@ from timm.models.efficientnet import _gen_efficientnet
 
 from configs.run import RunDirectory
 from tests.integration.runs import TIMEOUT_S, rows, train
-from trainer.checkpoints import CheckpointDirectory, load_weights
+from trainer.checkpoint_files import load_weights
+from trainer.checkpoints import CheckpointDirectory
 
 DIGITS = "configs/experiment/digits.yaml"
 

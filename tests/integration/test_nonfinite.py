@@ -17,7 +17,7 @@ from configs.run import RunDirectory
 from tests.integration.runs import TIMEOUT_S, final_state, logs, newest, train
 from tests.integration.test_equivalence import assert_same
 from trainer.assembly import build_datamodule
-from trainer.checkpoints import CHECKPOINT, load_weights, read_manifest
+from trainer.checkpoint_files import CHECKPOINT, load_weights, read_manifest
 from trainer.nonfinite import KEY
 from trainer.rollback import Rollbacks
 

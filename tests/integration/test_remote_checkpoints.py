@@ -20,8 +20,9 @@ from tests.s3 import S3, s3_server
 from tests.unit.trainer.runs import checkpoint, new_run, rows, train
 from tests.unit.trainer.settings import settings
 from trainer import remote_checkpoints, saver
+from trainer.checkpoint_files import CHECKPOINT, MANIFEST, read_manifest, verify
 from trainer.checkpointing import Interrupted
-from trainer.checkpoints import CHECKPOINT, MANIFEST, CheckpointDirectory, read_manifest, verify
+from trainer.checkpoints import CheckpointDirectory
 from trainer.remote_checkpoints import RemoteCheckpoints, fetch_newest, share_rollbacks
 from trainer.retention import Retention
 from trainer.rollback import Rollbacks

@@ -10,7 +10,7 @@ from configs.run import RunDirectory
 from tests.disks import small_disk
 from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, losses, start, train
 from tests.integration.test_equivalence import assert_same
-from trainer.checkpoints import verify
+from trainer.checkpoint_files import verify
 
 Overrides = Callable[..., list[str]]
 

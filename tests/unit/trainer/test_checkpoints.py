@@ -11,16 +11,8 @@ from configs.load import load_config
 from configs.problems import DataError
 from configs.run import RunDirectory
 from tests.unit.trainer.runs import as_killed_after, changed, new_run, train, weights
-from trainer.checkpoints import (
-    CHECKPOINT,
-    LATEST,
-    MANIFEST,
-    CheckpointDirectory,
-    CheckpointFile,
-    load_weights,
-    read_manifest,
-    verify,
-)
+from trainer.checkpoint_files import CHECKPOINT, MANIFEST, CheckpointFile, load_weights, read_manifest, verify
+from trainer.checkpoints import LATEST, CheckpointDirectory
 from trainer.resuming import find_checkpoint
 from trainer.retention import Retention
 from trainer.rollback import Rollbacks

@@ -13,7 +13,8 @@ from configs.run import RunDirectory
 from tests.unit.trainer.runs import as_killed_after, changed, checkpoint, new_run, rows, train, weights
 from tests.unit.trainer.test_nonfinite import BadGradient, batch
 from tests.unit.trainer.test_resuming import anew, choose
-from trainer.checkpoints import LATEST, MANIFEST, QUARANTINE, SUPERSEDED
+from trainer.checkpoint_files import MANIFEST
+from trainer.checkpoints import LATEST, QUARANTINE, SUPERSEDED
 from trainer.rollback import RollBack, Rollbacks
 
 Overrides = Callable[..., list[str]]

@@ -22,8 +22,9 @@ from tests.poison import Poisoned
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, checkpoint, new_run, rows, train, weights
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.batchnorm import BatchNormStatistics
+from trainer.checkpoint_files import CHECKPOINT, CheckpointFile, read_manifest
 from trainer.checkpointing import Interrupted
-from trainer.checkpoints import CHECKPOINT, CheckpointDirectory, CheckpointFile, read_manifest
+from trainer.checkpoints import CheckpointDirectory
 from trainer.ema import WeightAverage
 from trainer.nonfinite import NonFiniteSteps
 from trainer.rollback import RollBack, Rollbacks

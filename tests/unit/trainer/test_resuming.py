@@ -22,17 +22,8 @@ from configs.schema import Config
 from datamodules.making.shards import Image, write_split
 from tests.conftest import picture
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, changed, checkpoint, new_run, rows, train, weights
-from trainer.checkpoints import (
-    CHECKPOINT,
-    MANIFEST,
-    QUARANTINE,
-    REASON,
-    SUPERSEDED,
-    CheckpointDirectory,
-    CheckpointFile,
-    load_weights,
-    verify,
-)
+from trainer.checkpoint_files import CHECKPOINT, MANIFEST, CheckpointFile, load_weights, verify
+from trainer.checkpoints import QUARANTINE, REASON, SUPERSEDED, CheckpointDirectory
 from trainer.resuming import START_ANEW, Start, find_checkpoint
 from trainer.resuming import choose as choose_on_rank_0
 from trainer.retention import Retention

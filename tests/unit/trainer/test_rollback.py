@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoints import CHECKPOINT, LATEST, CheckpointDirectory, CheckpointFile
+from trainer.checkpoint_files import CHECKPOINT, CheckpointFile
+from trainer.checkpoints import LATEST, CheckpointDirectory
 from trainer.rollback import Rollbacks
 
 

@@ -16,7 +16,8 @@ import torch
 
 from tests.disks import fill, remount, small_disk
 from trainer import saver
-from trainer.checkpoints import CHECKPOINT, LATEST, CheckpointDirectory, CheckpointFile, read_manifest, verify
+from trainer.checkpoint_files import CHECKPOINT, CheckpointFile, read_manifest, verify
+from trainer.checkpoints import LATEST, CheckpointDirectory
 from trainer.retention import Retention
 from trainer.saver import ATTEMPTS, Result, Saver, reason
 
@@ -218,7 +219,8 @@ def test_the_systems_own_reason_is_given_where_there_is_one() -> None:
 KILLED = """
 import sys, torch
 from pathlib import Path
-from trainer.checkpoints import CHECKPOINT, CheckpointDirectory, CheckpointFile
+from trainer.checkpoint_files import CHECKPOINT, CheckpointFile
+from trainer.checkpoints import CheckpointDirectory
 from trainer.retention import Retention
 from trainer.saver import Saver
 

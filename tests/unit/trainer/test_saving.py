@@ -17,8 +17,9 @@ from tests.integration.test_equivalence import assert_same
 from tests.unit.trainer.runs import checkpoint, new_run, rows, train
 from tests.unit.trainer.test_tracking import inspect
 from trainer import saver, triggers
+from trainer.checkpoint_files import CheckpointFile, read_manifest, verify
 from trainer.checkpointing import Interrupted
-from trainer.checkpoints import CheckpointDirectory, CheckpointFile, read_manifest, verify
+from trainer.checkpoints import CheckpointDirectory
 from trainer.saves import FAILURES, SaveFailedError
 from trainer.triggers import SAVE, STOP
 
