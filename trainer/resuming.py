@@ -14,9 +14,9 @@ from configs.schema import Config
 from trainer.checkpoint_files import CHECKPOINT, KEY, load_content, read_manifest, refuse_newer_format
 from trainer.checkpoints import CheckpointDirectory
 from trainer.elastic_zero import OPTIMIZER
+from trainer.fetching import fetch_newest, share_rollbacks
 from trainer.logs import logger
 from trainer.processes import Processes
-from trainer.remote_checkpoints import fetch_newest, share_rollbacks
 from trainer.rendezvous import on_first_rank
 from trainer.rollback import Rollbacks
 

@@ -19,11 +19,12 @@ from tests.integration.test_equivalence import assert_same
 from tests.s3 import S3, s3_server
 from tests.unit.trainer.runs import checkpoint, new_run, rows, train
 from tests.unit.trainer.settings import settings
-from trainer import remote_checkpoints, saver
+from trainer import fetching, saver
 from trainer.checkpoint_files import CHECKPOINT, MANIFEST, read_manifest, verify
 from trainer.checkpointing import Interrupted
 from trainer.checkpoints import CheckpointDirectory
-from trainer.remote_checkpoints import RemoteCheckpoints, fetch_newest, share_rollbacks
+from trainer.fetching import fetch_newest, share_rollbacks
+from trainer.remote_checkpoints import RemoteCheckpoints
 from trainer.retention import Retention
 from trainer.rollback import Rollbacks
 from trainer.saves import FAILURES, SaveFailedError
@@ -36,7 +37,7 @@ STEPS = 17
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saver, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(remote_checkpoints, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(fetching, "FIRST_PAUSE_S", 0.05)
 
 
 @pytest.fixture(scope="module")
