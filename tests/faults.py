@@ -5,18 +5,17 @@
 """
 
 import ctypes
-import json
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from datamodules.streaming.loaders import Batch
+from tests import stand_in
 from trainer.module import EfficientNetModule
 
 
@@ -60,38 +59,11 @@ class Faulty(EfficientNetModule):
         return super().training_step(batch, batch_idx)
 
 
-def _rank(spec: Path) -> int:
-    import trainer.__main__
-    import trainer.assembly
-
-    Faulty.spec = json.loads(spec.read_text())
+def _faulty(spec: dict[str, Any]) -> type[Faulty]:
+    Faulty.spec = spec
     (Faulty.attempt,) = (int(word.partition("=")[2]) for word in sys.argv if word.startswith("--attempt="))
-    trainer.assembly.EfficientNetModule = Faulty  # type: ignore[misc]
-    return trainer.__main__.main()
-
-
-def _launch(spec: Path) -> None:
-    import launch.attempts
-    import launch.cli
-
-    plain = launch.attempts.trainer_command
-
-    def faulty(*arguments: str, devices: int) -> list[str]:
-        command = plain(*arguments, devices=devices)
-        place = command.index("trainer")
-        return [*command[:place], "tests.faults", str(spec), "rank", *command[place + 1 :]]
-
-    launch.attempts.trainer_command = faulty
-    launch.cli.main()
+    return Faulty
 
 
 if __name__ == "__main__":
-    spec, role = Path(sys.argv[1]), sys.argv[2]
-    if role == "rank":
-        del sys.argv[1:3]
-        code = _rank(spec)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    del sys.argv[1]
-    _launch(spec)
+    stand_in.main("tests.faults", _faulty)

@@ -4,16 +4,14 @@
 poison, and before which step ``kill_at`` the process of rank ``kill_rank`` is killed.
 """
 
-import json
 import os
 import signal
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from datamodules.streaming.loaders import Batch
+from tests import stand_in
 from trainer.module import EfficientNetModule
 
 
@@ -47,39 +45,11 @@ class Poisoned(EfficientNetModule):
         return normalised
 
 
-def _rank(spec: Path) -> int:
-    import trainer.__main__
-    import trainer.assembly
-
-    read: dict[str, Any] = json.loads(spec.read_text())
-    Poisoned.samples = tuple(read["samples"])
-    Poisoned.kill_at, Poisoned.kill_rank = read.get("kill_at"), read.get("kill_rank", 0)
-    trainer.assembly.EfficientNetModule = Poisoned  # type: ignore[misc]
-    return trainer.__main__.main()
-
-
-def _launch(spec: Path) -> None:
-    import launch.attempts
-    import launch.cli
-
-    plain = launch.attempts.trainer_command
-
-    def poisoned(*arguments: str, devices: int) -> list[str]:
-        command = plain(*arguments, devices=devices)
-        place = command.index("trainer")
-        return [*command[:place], "tests.poison", str(spec), "rank", *command[place + 1 :]]
-
-    launch.attempts.trainer_command = poisoned
-    launch.cli.main()
+def _poisoned(spec: dict[str, Any]) -> type[Poisoned]:
+    Poisoned.samples = tuple(spec["samples"])
+    Poisoned.kill_at, Poisoned.kill_rank = spec.get("kill_at"), spec.get("kill_rank", 0)
+    return Poisoned
 
 
 if __name__ == "__main__":
-    spec, role = Path(sys.argv[1]), sys.argv[2]
-    if role == "rank":
-        del sys.argv[1:3]
-        code = _rank(spec)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    del sys.argv[1]
-    _launch(spec)
+    stand_in.main("tests.poison", _poisoned)
