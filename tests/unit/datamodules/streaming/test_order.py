@@ -161,6 +161,31 @@ def test_nodes_share_no_shard_of_an_epoch_but_those_that_lie_across_their_border
 
 
 @properties
+@given(
+    nodes=st.integers(1, 4),
+    lanes_of_a_node=st.integers(1, 3),
+    shards_of_a_lane=st.integers(1, 4),
+    shard_samples=st.integers(1, 12),
+    per_lane=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_nodes_share_no_shard_at_all_where_shards_of_one_size_can_be_dealt_evenly(
+    nodes: int, lanes_of_a_node: int, shards_of_a_lane: int, shard_samples: int, per_lane: int, seed: int
+) -> None:
+    lanes = nodes * lanes_of_a_node
+    sizes = np.full(lanes * shards_of_a_lane, shard_samples, dtype=np.int64)
+    order = TrainingOrder(
+        sizes, seed=seed, global_batch_size=lanes * per_lane, num_lanes=lanes, window_shards=shards_of_a_lane
+    )
+    samples, epochs = stream(order, order.epoch_end(EPOCHS))
+    node = np.broadcast_to(np.arange(order.global_batch_size) * nodes // order.global_batch_size, samples.shape)
+    readers = defaultdict(set)
+    for epoch, shard, reader in zip(epochs.flat, shard_of(order, samples).flat, node.flat, strict=True):
+        readers[int(epoch), int(shard)].add(int(reader))
+    assert all(len(found) == 1 for found in readers.values())
+
+
+@properties
 @given(orders(max_shards=20))
 def test_a_lane_has_no_more_shards_open_than_a_window_holds(order: TrainingOrder) -> None:
     samples, epochs = stream(order, order.epoch_end(EPOCHS))
