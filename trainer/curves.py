@@ -3,9 +3,6 @@
 import csv
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 THROUGHPUT = "images per second"
 PANELS = (
     ("loss", ("train/loss", "val/loss", "val/ema_loss")),
@@ -19,6 +16,9 @@ LABELS = {"train": "training", "val": "validation", "val/ema": "validation, aver
 
 def draw_curves(metrics_file: Path, target: Path) -> None:
     """Draw the four panels over epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # at the end of a run, not at every rank's start
+    from matplotlib.figure import Figure
+
     with metrics_file.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(11, 7), layout="constrained")
