@@ -18,6 +18,13 @@ settings.register_profile("effnet", deadline=None, database=None, derandomize=Tr
 settings.load_profile("effnet")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Two modules at a time (`pytest -n 2 --dist loadgroup`): each stays whole, and one has the machine's clusters."""
+    for item in items:
+        uses_clusters = not vars(item.module).keys().isdisjoint({"hosts", "slurm_cluster"})
+        item.add_marker(pytest.mark.xdist_group("clusters" if uses_clusters else item.module.__name__))
+
+
 def picture(number: int, size: int = 24, mode: str = "RGB", file_format: str = "PNG") -> bytes:
     """A picture that depends on its number alone, with a pattern of its class (number mod 4)."""
     rng = np.random.default_rng(number)

@@ -85,7 +85,13 @@ def test_any_numbers_of_processes_one_after_the_other_train_as_one_that_was_neve
 
 
 @pytest.mark.parametrize(
-    ("stage", "opt"), [(1, "adamw"), (2, "sgd"), (3, "sgd"), pytest.param(3, "adamw", marks=pytest.mark.slow)]
+    ("stage", "opt"),
+    [
+        (1, "adamw"),
+        pytest.param(2, "sgd", marks=pytest.mark.slow),
+        (3, "sgd"),
+        pytest.param(3, "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_zero_goes_on_on_another_number_of_processes(
     stage: int, opt: str, toy_overrides: Overrides, tmp_path: Path

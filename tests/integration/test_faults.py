@@ -24,7 +24,7 @@ from tests.integration.test_equivalence import assert_same
 Overrides = Callable[..., list[str]]
 Strike = Callable[["subprocess.Popen[str]", random.Random], str]
 ROOT = Path(__file__).parents[2]
-MOMENTS = [6, pytest.param(20, marks=pytest.mark.slow)]
+MOMENTS = [3, pytest.param(20, marks=pytest.mark.slow)]
 EVERYTHING_ON = {
     "trainer__devices": 2,
     "data__num_workers": 2,
