@@ -93,6 +93,11 @@ def _lines(
         yield Line(status=worst.status, check=check, node="all", measured=text, expected=expected)
 
 
+def _size(count: float) -> str:
+    """Bytes, as a person reads them."""
+    return f"{count / GB:,.1f} GB" if count >= GB else f"{count / MB:,.1f} MB"
+
+
 def _versions(nodes: Sequence[Facts]) -> Iterator[Line]:
     for name in nodes[0]["versions"]:
         values = [node["versions"].get(name) for node in nodes]
@@ -234,10 +239,10 @@ def _shared_memory(nodes: Sequence[Facts]) -> Iterator[Line]:
         if "error" in node["shm"]:
             return Found("fail" if need else "skip", node["shm"]["error"])
         free = node["shm"]["free"]
-        return Found("ok" if free >= need else "fail", f"{free / GB:.3g} GB free", -free)
+        return Found("ok" if free >= need else "fail", f"{_size(free)} free", -free)
 
     advice = "mount a larger /dev/shm (--shm-size, launch.kubernetes.shared_memory_gb), or lower data.prefetch_batches"
-    expected = f"{need / GB:.3g} GB for the loaders' batches" if need else "any"
+    expected = f"{_size(need)} for the loaders' batches" if need else "any"
     yield from _lines("/dev/shm", nodes, find, expected=expected, advice=advice)
 
 
@@ -251,7 +256,7 @@ def _disks(nodes: Sequence[Facts], settings: Doctor) -> Iterator[Line]:
                 return None
             if "error" in disk:
                 return Found("fail", disk["error"])
-            return Found("ok" if disk["free"] >= need else "fail", f"{disk['free'] / GB:.3g} GB free", -disk["free"])
+            return Found("ok" if disk["free"] >= need else "fail", f"{_size(disk['free'])} free", -disk["free"])
 
         def speed(node: Facts, key: str = key) -> Found | None:
             rate = (node.get(key) or {}).get("bytes_per_s")
@@ -260,7 +265,7 @@ def _disks(nodes: Sequence[Facts], settings: Doctor) -> Iterator[Line]:
             return Found("ok" if rate >= settings.min_disk_mb_per_s * MB else "fail", f"{rate / MB:.3g} MB/s", -rate)
 
         place = next((node[key]["path"] for node in nodes if node.get(key)), "")
-        expected = f"{need / GB:.3g} GB for checkpoints in {place}" if key == "run_dir" else f"a disk at {place}"
+        expected = f"{_size(need)} for checkpoints in {place}" if key == "run_dir" else f"a disk at {place}"
         advice = f"make room there, or set {setting}" + (" or checkpoint.keep_last" if key == "run_dir" else "")
         yield from _lines(title, nodes, room, expected=expected, advice=advice)
         advice = f"another disk: set {setting}; a checkpoint waits for this one"
@@ -298,6 +303,6 @@ def _shards(nodes: Sequence[Facts]) -> Iterator[Line]:
     if known and (needs := known[0]["needs"])["images_per_s"] is not None:
         size = known[0]["shards"]["sample_bytes"]
         expected = f"{needs['images_per_s'] * size / MB:.3g} MB/s: {needs['images_per_s']:,.0f} images/s "
-        expected += f"({needs['rests_on']}) of {size / 1000:.3g} KB"
+        expected += f"({needs['rests_on']}) of {size / 1000:.3g} kB"
     advice = "a nearer or faster source, smaller images (effnet shards build), or data.cache_dir on a fast disk"
     yield from _lines("shard reading", measured, rate, expected=expected, advice=advice)

@@ -8,14 +8,15 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from trainer.processes import Processes
 
 BEAT_S = 1.0
 PATIENCE_S = 60.0
 """From rank 0's deadline to that of the others: by then it has said who is silent, or is silent itself."""
+_stores: list[TCPStore] = []
+"""Where process groups meet later: without a launcher's, rank 0's must be there still."""
 Said = Mapping[str, Any]
 
 
@@ -48,8 +49,17 @@ class RollCall:
         self._beats = self._connected() if processes.world_size > 1 else None  # a store serves one caller at a time
 
     def _connected(self) -> PrefixStore:
-        waits = timedelta(seconds=self._timeout_s + PATIENCE_S)
-        store, _, _ = next(rendezvous("env://", timeout=waits))
+        """The store at which process groups meet. torch's own way to it waits for all ranks, and names none."""
+        of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=self._processes.global_rank == 0 and not of_agent,
+            timeout=timedelta(seconds=self._timeout_s + PATIENCE_S),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        _stores.append(store)
         return PrefixStore(f"effnet/doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def __enter__(self) -> "RollCall":
