@@ -151,7 +151,7 @@ class Examination:
         size = self._processes.local_world_size
         known = {f"rank {rank} (node {rank // size})": said for rank, said in silent.items()}
         who = "; ".join(f"{name}: {said}" for name, said in known.items())
-        reason = f"preflight: no answer within doctor.timeout_s = {self._settings.timeout_s:g} s: {who}"
+        reason = f"no answer within doctor.timeout_s = {self._settings.timeout_s:g} s: {who}"
         if self._processes.global_rank == 0:
             advice = "see that node and its log, or raise doctor.timeout_s"
             lines = [
@@ -201,8 +201,8 @@ def _plain(text: str) -> str:
 
 
 def _told(bad: list[Line]) -> str:
-    title = f"preflight: {len(bad)} problem{'s' if len(bad) != 1 else ''}"
-    return "\n".join([title, *(f"  {each.node}: {each.check}: {each.measured}; {each.expected}" for each in bad)])
+    """Each on a line, so that the first line alone tells something."""
+    return "\n".join(f"{each.node}: {each.check}: {each.measured}; expected: {each.expected}" for each in bad)
 
 
 def _wanted(config: Config | None, nodes: list[Facts]) -> int | None:

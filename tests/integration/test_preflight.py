@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, rank_errors
 from tests.clusters.hosts import hosts, slow_link
 from tests.clusters.ssh import CONFIG, of_run
 from tests.integration.runs import TIMEOUT_S, logs
@@ -60,7 +60,8 @@ def test_the_one_of_three_hosts_whose_link_is_slow_is_named_and_nothing_trains(
     failed = {(line["check"], line["node"]) for line in report["lines"] if line["status"] == "fail"}
     assert failed == {("all-reduce bandwidth", "all"), ("bandwidth to neighbours", "host3")}
     assert [node["host"] for node in report["nodes"]] == ["host1", "host2", "host3"]
-    assert "  host3: bandwidth to neighbours: 0.00" in said
+    assert "host3: bandwidth to neighbours: 0.00" in said
     assert "see which node is slow: host3" in said
     assert [outcome["exit_class"] for outcome in run.outcomes()] == ["do_not_retry"]
+    assert [error["exit_code"] for error in rank_errors(run.log_dir(0))] == [93, 93, 93]
     assert not run.metrics_file.exists()
