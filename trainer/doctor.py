@@ -29,6 +29,8 @@ from trainer.roll_call import RollCall
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 WIDTH = 140
 """Columns of a report where there is no terminal."""
+FIRST_S = 1.0
+"""So much earlier rank 0 ends where a node will not do: the report is its own, and the others are not at fault."""
 ALIKE = ("torch", "CUDA", "NCCL")
 """Versions without which ranks do not understand each other."""
 
@@ -86,9 +88,14 @@ class Examination:
                 lines = judge(nodes, links, settings=self._settings, gpus=_wanted(self._config, nodes))
                 self._report(lines, {"nodes": nodes, "links": links}, console)
                 bad = [line for line in lines if line.status == "fail"]
-                verdict = {"text": _told(bad) if bad else None, "passing": all(line.passing for line in bad)}
+                verdict = {
+                    "text": f"preflight: {_told(bad)}" if bad else None,
+                    "passing": all(line.passing for line in bad),
+                }
             verdict = self._from_first(call, "verdict", verdict)
         if verdict["text"] is not None:
+            if self._processes.global_rank:
+                time.sleep(FIRST_S)
             raise (UnreachableError if verdict["passing"] else UnfitError)(verdict["text"])
 
     def _links(self, call: RollCall, nodes: list[Facts]) -> dict[str, Any] | None:

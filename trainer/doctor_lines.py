@@ -174,7 +174,8 @@ def _links(nodes: Sequence[Facts], links: Facts | None, settings: Doctor) -> Ite
     for node, (measured, expected) in slow.items():
         yield Line(
             status="fail", check="bandwidth to neighbours", node=nodes[node]["host"],
-            measured=f"{measured / GB:.3g} GB/s", expected=f"at least {expected / GB:.3g} GB/s",
+            measured=f"{measured / GB:.3g} GB/s", expected=f"at least {expected / GB:.3g} GB/s"
+            + ("" if expected == over.bandwidth else ", half of what is usual here"),
             advice="see the speed of its link (ethtool, ibstat), its cable and port, or leave the node out",
         )  # fmt: skip
     if len(nodes) > 1 and not slow:
@@ -196,7 +197,7 @@ def _limit_line(
     advice = where or "see that no other job loads this machine or its network (GLOO_SOCKET_IFNAME, NCCL_DEBUG=INFO)"
     yield Line(
         status="ok" if good else "fail", check=check, node="all", measured=f"{measured:.3g} {unit}",
-        expected=f"{'at most' if most else 'at least'} {limit:.3g} {unit} ({basis})", advice="" if good else advice,
+        expected=f"{'at most' if most else 'at least'} {limit:g} {unit} ({basis})", advice="" if good else advice,
     )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def _shards(nodes: Sequence[Facts]) -> Iterator[Line]:
             return Found("skip", "not made yet: effnet fit does so")
         if "error" in shards:
             return Found("fail", shards["error"], passing=shards["passing"])
-        return Found("ok", f"{shards['read_shards']} shards read")
+        return Found("ok", f"{shards['read_shards']} shard{'s' * (shards['read_shards'] != 1)} read")
 
     def rate(node: Facts) -> Found | None:
         shards, need = node["shards"], node["needs"]["images_per_s"]

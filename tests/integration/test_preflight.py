@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from configs.run import RunDirectory, rank_errors
 from tests.clusters.hosts import hosts, slow_link
+from tests.clusters.slurm import slurm_cluster, wait_for
 from tests.clusters.ssh import CONFIG, of_run
 from tests.integration.runs import TIMEOUT_S, logs
 
@@ -62,6 +65,28 @@ def test_the_one_of_three_hosts_whose_link_is_slow_is_named_and_nothing_trains(
     assert [node["host"] for node in report["nodes"]] == ["host1", "host2", "host3"]
     assert "host3: bandwidth to neighbours: 0.00" in said
     assert "see which node is slow: host3" in said
-    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["do_not_retry"]
+    (outcome,) = run.outcomes()
+    assert (outcome["exit_class"], outcome["rank"]) == ("do_not_retry", 0)
+    assert outcome["reason"].startswith("preflight: all: all-reduce bandwidth: 0.00")
     assert [error["exit_code"] for error in rank_errors(run.log_dir(0))] == [93, 93, 93]
+    assert not run.metrics_file.exists()
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_will_not_do_ends_before_it_trains_and_is_not_requeued(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    settings = toy_overrides(trainer__num_nodes=2, doctor__min_open_files=10**9, **ANY_SPEED)
+    with slurm_cluster(2):
+        done = launch("slurm", settings, run)
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: len(run.outcomes()) > 0, what=f"the end of the job\n{logs(run)}")
+
+    (outcome,) = run.outcomes()
+    assert (outcome["exit_class"], outcome["rank"]) == ("do_not_retry", 0)
+    report = json.loads(run.preflight_file.read_text())
+    assert {node["host"] for node in report["nodes"]} == {"node1", "node2"}
+    assert {line["node"] for line in report["lines"] if line["check"] == "ulimit -n"} == {"node1", "node2"}
+    assert report["links"]["ranks"] == 2
     assert not run.metrics_file.exists()
