@@ -208,7 +208,8 @@ def _plain(text: str) -> str:
 
 
 def _told(bad: list[Line]) -> str:
-    """Each on a line, so that the first line alone tells something."""
+    """Each on a line, nodes first: where one line is shown, it names one."""
+    bad = sorted(bad, key=lambda line: line.node == "all")
     return "\n".join(f"{each.node}: {each.check}: {each.measured}; expected: {each.expected}" for each in bad)
 
 

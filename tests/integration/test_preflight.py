@@ -67,7 +67,7 @@ def test_the_one_of_three_hosts_whose_link_is_slow_is_named_and_nothing_trains(
     assert "see which node is slow: host3" in said
     (outcome,) = run.outcomes()
     assert (outcome["exit_class"], outcome["rank"]) == ("do_not_retry", 0)
-    assert outcome["reason"].startswith("preflight: all: all-reduce bandwidth: 0.00")
+    assert outcome["reason"].startswith("preflight: host3: bandwidth to neighbours: 0.00")
     assert [error["exit_code"] for error in rank_errors(run.log_dir(0))] == [93, 93, 93]
     assert not run.metrics_file.exists()
 
