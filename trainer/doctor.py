@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 
@@ -20,15 +19,14 @@ from configs.problems import DataError, UnreachableError
 from configs.rank_records import HANG, record_rank_error
 from configs.run import EXIT_RETRY, RunDirectory, write_atomically
 from configs.schema import Config, Doctor
-from trainer.doctor_lines import Line, judge
+from trainer.doctor_line import Line
+from trainer.doctor_lines import judge
+from trainer.doctor_report import show, summary
 from trainer.links import Links
 from trainer.node_facts import Facts, node_facts
 from trainer.processes import Processes
 from trainer.roll_call import RollCall
 
-STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
-WIDTH = 140
-"""Columns of a report where there is no terminal."""
 FIRST_S = 1.0
 """So much earlier rank 0 ends where a node will not do: the report is its own, and the others are not at fault."""
 ALIKE = ("torch", "CUDA", "NCCL")
@@ -72,7 +70,8 @@ class Examination:
         self._config, self._run, self._processes = config, run, processes
         self._settings = config.doctor if config is not None else Doctor()
         self._log_dir, self._report_file = log_dir, report_file
-        self._deadline = time.monotonic() + self._settings.timeout_s
+        self._started = time.monotonic()
+        self._deadline = self._started + self._settings.timeout_s
 
     def run(self, console: Console) -> None:
         """Measure, judge on rank 0, and end on all ranks in the same way."""
@@ -89,10 +88,10 @@ class Examination:
                 self._report(lines, {"nodes": nodes, "links": links}, console)
                 bad = [line for line in lines if line.status == "fail"]
                 verdict = {
-                    "text": f"preflight: {_told(bad)}" if bad else None,
+                    "text": f"preflight: {summary(bad)}" if bad else None,
                     "passing": all(line.passing for line in bad),
                 }
-            verdict = self._from_first(call, "verdict", verdict)
+            verdict = call.from_first("verdict", verdict)
         if verdict["text"] is not None:
             if self._processes.global_rank:
                 time.sleep(FIRST_S)
@@ -103,7 +102,7 @@ class Examination:
         backend: str | None = None
         if self._processes.global_rank == 0:
             backend = nodes[0]["backend"] if _understand_each_other(nodes) else None
-        backend = self._from_first(call, "backend", backend)
+        backend = call.from_first("backend", backend)
         if self._processes.world_size == 1 or backend is None:
             return None
         call.at("all-reduces")
@@ -145,14 +144,6 @@ class Examination:
             return []
         return _named_apart([call.hear(f"{name}/{node}") for node in range(self._processes.num_nodes)])
 
-    def _from_first(self, call: RollCall, name: str, own: Any) -> Any:
-        """What rank 0 says, on all."""
-        if self._processes.world_size == 1:
-            return own
-        if self._processes.global_rank == 0:
-            call.say(name, own)
-        return call.hear(name)
-
     def _give_up(self, silent: Mapping[int, str]) -> None:
         """The time is over: name who is silent, and end this process, whose main thread waits for them."""
         size = self._processes.local_world_size
@@ -176,41 +167,13 @@ class Examination:
     def _report(self, lines: list[Line], facts: Mapping[str, Any], console: Console | None) -> None:
         """Write and show it. A run directory that cannot be written is one of the lines."""
         content: dict[str, Any] = {"time": time.time(), "ok": not any(line.status == "fail" for line in lines)}
+        content |= {"took_s": time.monotonic() - self._started}
         content |= {"lines": [line.as_dict() for line in lines], **facts}
         try:
             write_atomically(self._report_file, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             sys.stderr.write(f"{self._report_file}: {error}\n")
-        Console(file=sys.stdout, width=WIDTH).print(table(lines))  # this rank's log, which `effnet logs` shows
-        if console is not None:
-            width = console.width if console.is_terminal else WIDTH
-            Console(file=console.file, width=width, quiet=console.quiet).print(table(lines))
-
-
-def table(lines: list[Line]) -> Table:
-    """A report for a person."""
-    shown = Table(highlight=False)
-    for column in ("", "check", "node", "measured", "expected", "what to do"):
-        shown.add_column(column, overflow="fold")
-    for line in lines:
-        style = STYLES[line.status]
-        shown.add_row(f"[{style}]{line.status}[/]", *map(_plain, _cells(line)))
-    return shown
-
-
-def _cells(line: Line) -> tuple[str, ...]:
-    return line.check, line.node, line.measured, line.expected, line.advice
-
-
-def _plain(text: str) -> str:
-    """Without what rich would take for markup."""
-    return text.replace("[", "\\[")
-
-
-def _told(bad: list[Line]) -> str:
-    """Each on a line, nodes first: where one line is shown, it names one."""
-    bad = sorted(bad, key=lambda line: line.node == "all")
-    return "\n".join(f"{each.node}: {each.check}: {each.measured}; expected: {each.expected}" for each in bad)
+        show(lines, console)
 
 
 def _wanted(config: Config | None, nodes: list[Facts]) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -13,6 +14,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from trainer.processes import Processes
 
 BEAT_S = 1.0
+POLL_S = 0.05
 PATIENCE_S = 60.0
 """From rank 0's deadline to that of the others: by then it has said who is silent, or is silent itself."""
 _stores: list[TCPStore] = []
@@ -87,6 +89,20 @@ class RollCall:
         """A word, waited for."""
         assert self.store is not None
         return json.loads(self.store.get(name))
+
+    def from_first(self, name: str, own: Any) -> Any:
+        """A word of rank 0's, on all; it goes on when all have it, or have had `PATIENCE_S`: its end may be theirs."""
+        if self.store is None:
+            return own
+        if self._processes.global_rank:
+            word = self.hear(name)
+            self.store.add(f"{name}/heard", 1)
+            return word
+        self.say(name, own)
+        until = time.monotonic() + PATIENCE_S
+        while self.store.add(f"{name}/heard", 0) < self._processes.world_size - 1 and time.monotonic() < until:
+            time.sleep(POLL_S)
+        return own
 
     def _tell(self) -> None:
         if self._beats is not None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from configs.schema import Doctor
-from trainer.doctor_lines import Line, judge
+from trainer.doctor_line import Line
+from trainer.doctor_lines import judge
 from trainer.gpu_facts import parse, visible
 from trainer.link_floors import ETHERNET, INFINIBAND, NVLINK, PCIE, floors, slow_nodes
 from trainer.links import midpoint_skew_s, rounds
