@@ -23,6 +23,8 @@ EXIT_RETRY: Final = 1
 
 STARTED: Final = "EFFNET_STARTED"
 """Environment variable: when the launcher began, in seconds since the epoch."""
+PREFLIGHT: Final = "EFFNET_PREFLIGHT"
+"""Environment variable: where it is set, ranks examine their nodes before they train."""
 PEER_LOST: Final = "PeerLost"
 """Stands for the type of an error that only says that another rank, or the network to it, is gone."""
 
@@ -117,6 +119,11 @@ class RunDirectory:
     def outcome_file(self) -> Path:
         """How each attempt ended."""
         return self.path / "outcome.json"
+
+    @property
+    def preflight_file(self) -> Path:
+        """What the last preflight found."""
+        return self.path / "preflight.json"
 
     @property
     def nonfinite_file(self) -> Path:

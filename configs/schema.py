@@ -329,6 +329,27 @@ class Fault(Section):
     """Times that a run goes back so; one more, and it ends with exit code 93. 0 ends it at once."""
 
 
+class Doctor(Section):
+    """What `effnet doctor` and `effnet launch … --preflight` hold a node to."""
+
+    timeout_s: PositiveFloat = 300.0
+    """Longest time that an examination of all nodes may take. Nodes that have not answered by then are named."""
+    min_bandwidth_gb_per_s: PositiveFloat | None = None
+    """Least bus bandwidth of an all-reduce over all devices, of that inside a node, and between two nodes; None goes by
+    what joins them (docs/doctor.md)."""
+    max_latency_ms: PositiveFloat | None = None
+    """Longest time of an all-reduce of one number over all devices; None goes by what joins them."""
+    max_clock_skew_s: PositiveFloat = 1.0
+    """Most that a node's clock may differ from the first node's: clocks tell which rank failed first."""
+    min_disk_mb_per_s: PositiveFloat = 20.0
+    """Least speed at which the run directory, and the cache of remote shards, are written, forced to disk."""
+    min_open_files: PositiveInt = 1024
+    """Least `ulimit -n`."""
+    images_per_s_per_device: PositiveFloat | None = None
+    """Images that a device trains on per second, which shards must keep up with; None is what this run has measured
+    before, else a published figure for that model and device, if there is one."""
+
+
 class Tracking(Section):
     """Weights & Biases. metrics.csv is always written."""
 
@@ -507,6 +528,7 @@ class Config(Section):
     resume: Resume = Resume()
     checkpoint: Checkpoint = Checkpoint()
     fault: Fault = Fault()
+    doctor: Doctor = Doctor()
     tracking: Tracking = Tracking()
     launch: Launch = Launch()
 

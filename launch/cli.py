@@ -73,6 +73,18 @@ def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None
         typer.echo(f"{key}: {json.dumps(value, ensure_ascii=False)}  # {resolved.origins.get(key, 'default')}")
 
 
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as data.")] = False,
+) -> None:
+    """Say what of this machine would stop a run: versions, devices, network, disks, shards, limits."""
+    from launch.doctor import doctor as examine
+
+    raise typer.Exit(examine(config or [], overrides or [], as_json=as_json))
+
+
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def shards(context: typer.Context) -> None:
     """Make and check WebDataset shards (build, verify, info, index, digits)."""

@@ -10,6 +10,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as trainer.num_nodes=4", metavar="[KEY=VALUE]...")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; write and submit nothing.")]
+Preflight = Annotated[bool, typer.Option("--preflight", help="Examine all nodes before training (docs/doctor.md).")]
 ExistingRun = Annotated[str | None, typer.Option("--run", help="Go on with an existing run.")]
 Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
 
@@ -18,42 +19,62 @@ launch_app = typer.Typer(no_args_is_help=True, help="Render a job from the confi
 
 @launch_app.command("local")
 def launch_local(
-    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: ExistingRun = None,
+    dry_run: DryRun = False,
+    preflight: Preflight = False,
 ) -> None:
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, dry_run=dry_run))
+    how = {"dry_run": dry_run, "preflight": preflight}
+    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, **how))
 
 
 @launch_app.command("slurm")
 def launch_slurm(
-    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: ExistingRun = None,
+    dry_run: DryRun = False,
+    preflight: Preflight = False,
 ) -> None:
     """Submit a batch job to Slurm."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, dry_run=dry_run))
+    how = {"dry_run": dry_run, "preflight": preflight}
+    raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, **how))
 
 
 @launch_app.command("ssh")
 def launch_ssh(
-    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: ExistingRun = None,
+    dry_run: DryRun = False,
+    preflight: Preflight = False,
 ) -> None:
     """Train on hosts that ssh reaches, by a snapshot of the code; ends when they do."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_ssh(config or [], overrides or [], run, dry_run=dry_run))
+    how = {"dry_run": dry_run, "preflight": preflight}
+    raise typer.Exit(submission.launch_ssh(config or [], overrides or [], run, **how))
 
 
 @launch_app.command("kubernetes")
 def launch_kubernetes(
-    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: ExistingRun = None,
+    dry_run: DryRun = False,
+    preflight: Preflight = False,
 ) -> None:
     """Submit a job to Kubernetes."""
     from launch import kubernetes_submission
 
-    raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, dry_run=dry_run))
+    how = {"dry_run": dry_run, "preflight": preflight}
+    raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, **how))
 
 
 def status(run: Run) -> None:

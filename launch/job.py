@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.checks import SECRET_NAME
 from configs.problems import ConfigError, Problem, shown
-from configs.run import RunDirectory
+from configs.run import PREFLIGHT, RunDirectory
 from configs.schema import Config
 
 PASSED_ON = re.compile(
@@ -116,6 +116,11 @@ def job_spec(config: Config, *, code_dir: Path, work_dir: Path, environment: Map
         max_requeues=launch.max_requeues,
         max_failures=launch.max_failures,
     )
+
+
+def with_preflight(spec: JobSpec) -> JobSpec:
+    """The same job, whose ranks examine their nodes, in each attempt, before they train."""
+    return replace(spec, environment={**spec.environment, PREFLIGHT: "1"})
 
 
 def captured_environment(config: Config, environment: Mapping[str, str]) -> dict[str, str]:

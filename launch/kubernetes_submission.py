@@ -10,13 +10,15 @@ from configs.load import dump_yaml, load_config
 from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from launch import kubernetes, kubernetes_jobs
 from launch.fit import console, of_run
-from launch.job import job_spec
+from launch.job import job_spec, with_preflight
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT
 
 
-def launch_kubernetes(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+def launch_kubernetes(
+    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+) -> int:
     """Submit a run to Kubernetes, or print the documents; returns the exit code.
 
     The run directory here, which need not be the pods', holds the configuration, the documents and the ledger.
@@ -29,6 +31,7 @@ def launch_kubernetes(files: Sequence[str], overrides: Sequence[str], run_name: 
     config = load_config(files, overrides).config
     work_dir = Path(config.launch.kubernetes.work_dir or Path.cwd())
     spec = job_spec(config, code_dir=ROOT, work_dir=work_dir, environment=os.environ)
+    spec = with_preflight(spec) if preflight else spec
     kubernetes.check(spec, config)
     run = RunDirectory(Path.cwd() / RunDirectory.of(config).path)
     run.check(config)

@@ -9,28 +9,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import load_config
-from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, write_atomically
 from configs.schema import Config
 from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
 from launch.fit import check_machine, console, of_run, prepare, say_how_it_ended
 from launch.hostfile import hosts_of
 from launch.inbox import SignalInbox
-from launch.job import JobSpec, job_spec
+from launch.job import JobSpec, job_spec, with_preflight
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
 from launch.ssh_attempts import SshAttempts
 
 
-def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+def launch_slurm(
+    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+) -> int:
     """Submit a run to Slurm, or print the script; returns the exit code.
 
     Raises:
         ConfigError: For any mistake, before anything is written.
     """
     config = _load(files, overrides, run_name)
-    run, spec = _plan(config)
+    run, spec = _plan(config, preflight=preflight)
     script = slurm.render(spec, config.launch.slurm)
     if dry_run:
         sys.stdout.write(script)
@@ -50,7 +52,9 @@ def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str |
     return EXIT_DONE
 
 
-def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+def launch_ssh(
+    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+) -> int:
     """Train on hosts that are reached by ssh, to the end or until a signal, or print what would be run there.
 
     Raises:
@@ -59,7 +63,7 @@ def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | N
     started = time.time()
     config = _load(files, overrides, run_name)
     hosts = hosts_of(config)
-    run, spec = _plan(config)
+    run, spec = _plan(config, preflight=preflight)
     plan = ssh.render(spec, config.launch.ssh, hosts)
     if dry_run:
         sys.stdout.write(plan)
@@ -77,7 +81,9 @@ def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | N
     return int(result["exit_code"])
 
 
-def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+def launch_local(
+    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+) -> int:
     """Train here, by a snapshot of the code: becomes ``effnet fit --run`` with it.
 
     Raises:
@@ -88,6 +94,7 @@ def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str |
     run = RunDirectory.of(config)
     code_dir = run.path.absolute() / "launch" / f"code-{code_hash(ROOT, code_files())}"
     variables = {"PYTHONPATH": str(code_dir), "PYTHONSAFEPATH": "1"}
+    variables |= {PREFLIGHT: "1"} if preflight else {}
     command = [sys.executable, "-m", "launch.cli", "fit", "--run", str(run.path)]
     if dry_run:
         words = [*(f"{name}={value}" for name, value in variables.items()), *command]
@@ -105,15 +112,16 @@ def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Co
     return load_config(files, overrides).config
 
 
-def _plan(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[RunDirectory, JobSpec]:
+def _plan(
+    config: Config, environment: Mapping[str, str] = os.environ, *, preflight: bool = False
+) -> tuple[RunDirectory, JobSpec]:
     """The run and its job; nothing is written yet."""
     run = RunDirectory.of(config)
     work_dir = Path.cwd()
     code_dir = RunDirectory(work_dir / run.path).launch_dir / f"code-{code_hash(ROOT, code_files())}"
     run.check(config)
-    return RunDirectory(work_dir / run.path), job_spec(
-        config, code_dir=code_dir, work_dir=work_dir, environment=environment
-    )
+    spec = job_spec(config, code_dir=code_dir, work_dir=work_dir, environment=environment)
+    return RunDirectory(work_dir / run.path), with_preflight(spec) if preflight else spec
 
 
 def _prepared(run: RunDirectory, config: Config) -> bool:

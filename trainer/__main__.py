@@ -39,13 +39,18 @@ def main() -> int:
         end_with_parent(int(os.environ.get(AGENT_PID, os.getppid())))
     run = RunDirectory(arguments.run)
     log_dir: Path = arguments.log_dir
-    console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=processes.global_rank == 0)
+    to_terminal = processes.global_rank == 0 and not getattr(arguments, "quiet", False)
+    console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=to_terminal)
 
     def work() -> None:
         if arguments.command == "fit":
             from trainer.fit import fit
 
             fit(run, attempt=arguments.attempt, flag=flag, processes=processes, console=console)
+        elif arguments.command == "doctor":
+            from trainer.doctor import doctor
+
+            doctor(run, log_dir=log_dir, processes=processes, console=console)
         elif arguments.command == "validate":
             from trainer.evaluation import validate
 
@@ -90,12 +95,14 @@ def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes,
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("fit", "validate", "export"):
+    for name in ("fit", "validate", "export", "doctor"):
         command = commands.add_parser(name)
         command.add_argument("run", type=Path, help="run directory")
         command.add_argument("--log-dir", type=Path, required=True, help="folder for a log file of each rank")
         if name == "fit":
             command.add_argument("--attempt", type=int, required=True, help="number of this start of the run, from 0")
+        elif name == "doctor":
+            command.add_argument("--quiet", action="store_true", help="write the report to RUN/preflight.json alone")
         else:
             command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
         if name == "export":

@@ -1,11 +1,12 @@
 """``python -m trainer fit``: the composition root of training. Builds the parts, trains, says what came of it."""
 
 import contextlib
+import os
 
 from rich.console import Console
 
 from configs.rank_records import StepFile
-from configs.run import RunDirectory
+from configs.run import PREFLIGHT, RunDirectory
 from configs.schema import Config
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
 from trainer.batchnorm import BatchNormStatistics
@@ -35,9 +36,13 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         Interrupted: After a signal, when the run is checkpointed.
         RollBack: When numbers went wrong, and the next attempt is to go back.
         ConfigError: If the configuration does not fit this machine.
-        DataError: If the data is at fault.
+        DataError: If the data is at fault, or a preflight has found what would stop the run.
     """
     config = run.load_config()
+    if PREFLIGHT in os.environ:
+        from trainer.doctor import preflight
+
+        preflight(config, run, attempt=attempt, processes=processes, console=console)
     accelerator = resolve_accelerator(config)
     datamodule = build_datamodule(config, accelerator)  # finds mistakes, before ranks wait for each other
     checkpoints = CheckpointDirectory(run.checkpoints)

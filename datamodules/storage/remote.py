@@ -74,6 +74,13 @@ class Remote:
         contents: bytes = self._retrying(url, lambda: call(url, "cat_file", timeout_s=self.timeout_s))
         return contents
 
+    def read_part(self, url: Url, *, start: int, end: int) -> bytes:
+        """Bytes of a file from ``start`` up to ``end``, which is no further than its own."""
+        contents: bytes = self._retrying(
+            url, lambda: call(url, "cat_file", timeout_s=self.timeout_s, start=start, end=end)
+        )
+        return contents
+
     def read_if_there(self, url: Url, *, max_bytes: int) -> bytes | None:
         """As ``read``; None where there is no such file, or none that may be read."""
         try:

@@ -53,3 +53,22 @@ def heal(host: int) -> None:
 
 def _down() -> None:
     subprocess.run([TOOL, "down"], capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+@contextmanager
+def slow_link(host: int, *, rate: str) -> Iterator[None]:
+    """Let so much through each way, as ``tc`` writes it, such as ``20mbit``; skip where the kernel cannot."""
+    ends = [["tc"], on_host(host, "tc")]
+    devices = [f"effnet-h{host}", "eth0"]
+    limit = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+    try:
+        for end, device in zip(ends, devices, strict=True):
+            words = [*end, "qdisc", "replace", "dev", device, *limit]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            if done.returncode:
+                pytest.skip(f"no link can be slowed here: {done.stderr.strip()}")
+        yield
+    finally:
+        for end, device in zip(ends, devices, strict=True):
+            words = [*end, "qdisc", "del", "dev", device, "root"]
+            subprocess.run(words, capture_output=True, timeout=TIMEOUT_S, check=False)
