@@ -48,7 +48,7 @@ def main() -> int:
 
             fit(run, attempt=arguments.attempt, flag=flag, processes=processes, console=console)
         elif arguments.command == "doctor":
-            from trainer.doctor import doctor
+            from trainer.doctor.examination import doctor
 
             doctor(run, log_dir=log_dir, processes=processes, console=console)
         elif arguments.command == "validate":

@@ -40,7 +40,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     """
     config = run.load_config()
     if PREFLIGHT in os.environ:
-        from trainer.doctor import preflight
+        from trainer.doctor.examination import preflight
 
         preflight(config, run, attempt=attempt, processes=processes, console=console)
     accelerator = resolve_accelerator(config)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from trainer.doctor_line import Line
+from trainer.doctor.line import Line
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 WIDTH = 140

@@ -7,7 +7,7 @@ import pytest
 
 from configs.load import load_config
 from configs.schema import Config
-from trainer.needs import checkpoint_bytes, images_per_second, room_bytes, shared_memory_bytes
+from trainer.doctor.needs import checkpoint_bytes, images_per_second, room_bytes, shared_memory_bytes
 
 Overrides = Callable[..., list[str]]
 B0 = ["data.train_shards=t.tar", "data.val_shards=v.tar"]

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from configs.schema import Doctor
-from trainer.doctor_line import Line
-from trainer.doctor_lines import judge
-from trainer.gpu_facts import parse, visible
-from trainer.link_floors import ETHERNET, INFINIBAND, NVLINK, PCIE, floors, slow_nodes
-from trainer.links import midpoint_skew_s, rounds
-from trainer.roll_call import silent
+from trainer.doctor.gpu_facts import parse, visible
+from trainer.doctor.judgement import judge
+from trainer.doctor.line import Line
+from trainer.doctor.link_floors import ETHERNET, INFINIBAND, NVLINK, PCIE, floors, slow_nodes
+from trainer.doctor.links import midpoint_skew_s, rounds
+from trainer.doctor.roll_call import silent
 
 SMI = """\
 0, GPU-aaa, NVIDIA H100 80GB HBM3, 580.65.06, 81559, 81079, 0

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from configs.schema import Doctor
-from trainer.doctor_line import GB, Facts, Found, Line, lines
-from trainer.link_floors import floors, slow_nodes
+from trainer.doctor.line import GB, Facts, Found, Line, lines
+from trainer.doctor.link_floors import floors, slow_nodes
 
 
 def version_lines(nodes: Sequence[Facts]) -> Iterator[Line]:

@@ -16,7 +16,7 @@ from configs.run import RunDirectory
 from tests.ports import free_port
 from tests.unit.trainer.processes import TIMEOUT_S, run_ranks
 from tests.web import FaultyServer
-from trainer.doctor import UnfitError, preflight
+from trainer.doctor.examination import UnfitError, preflight
 from trainer.processes import Processes
 
 ALONE = Processes(global_rank=0, local_rank=0, world_size=1, local_world_size=1)
@@ -26,7 +26,7 @@ import json, os
 from pathlib import Path
 from rich.console import Console
 from configs.run import RunDirectory
-from trainer.doctor import UnfitError, preflight
+from trainer.doctor.examination import UnfitError, preflight
 from trainer.processes import Processes
 
 os.environ |= {{"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}}  # each rank is a node

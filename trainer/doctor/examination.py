@@ -19,13 +19,13 @@ from configs.problems import DataError, UnreachableError
 from configs.rank_records import HANG, record_rank_error
 from configs.run import EXIT_RETRY, RunDirectory, write_atomically
 from configs.schema import Config, Doctor
-from trainer.doctor_line import Line
-from trainer.doctor_lines import judge
-from trainer.doctor_report import show, summary
-from trainer.links import Links
-from trainer.node_facts import Facts, node_facts
+from trainer.doctor.judgement import judge
+from trainer.doctor.line import Line
+from trainer.doctor.links import Links
+from trainer.doctor.node_facts import Facts, node_facts
+from trainer.doctor.report import show, summary
+from trainer.doctor.roll_call import RollCall
 from trainer.processes import Processes
-from trainer.roll_call import RollCall
 
 FIRST_S = 1.0
 """So much earlier rank 0 ends where a node will not do: the report is its own, and the others are not at fault."""

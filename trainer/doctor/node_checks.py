@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from configs.schema import Doctor
-from trainer.doctor_line import GB, MB, Facts, Found, Line, lines
+from trainer.doctor.line import GB, MB, Facts, Found, Line, lines
 
 LEAST_FREE_MEMORY = 0.9
 

@@ -18,8 +18,8 @@ from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.inspecting.read_rate import read_rate
 from datamodules.storage.locations import is_remote
-from trainer.gpu_facts import gpu_facts
-from trainer.needs import images_per_second, room_bytes, shared_memory_bytes
+from trainer.doctor.gpu_facts import gpu_facts
+from trainer.doctor.needs import images_per_second, room_bytes, shared_memory_bytes
 from trainer.processes import Processes
 
 WRITTEN_BYTES = 16 << 20
