@@ -18,12 +18,19 @@ launch_app = typer.Typer(no_args_is_help=True, help="Render a job from the confi
 
 @launch_app.command("local")
 def launch_local(
-    overrides: Overrides = None, config: ConfigFiles = None, run: ExistingRun = None, dry_run: DryRun = False
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    run: ExistingRun = None,
+    dry_run: DryRun = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
+    ] = 0,
 ) -> None:
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, dry_run=dry_run))
+    given = (config or [], overrides or [])
+    raise typer.Exit(submission.launch_local(*given, run, dry_run=dry_run, max_restarts=max_restarts))
 
 
 @launch_app.command("slurm")

@@ -13,6 +13,7 @@ from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from configs.schema import Config
 from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
+from launch.engines import refuse_if_submitted
 from launch.fit import check_machine, console, of_run, prepare, say_how_it_ended
 from launch.hostfile import hosts_of
 from launch.inbox import SignalInbox
@@ -35,7 +36,7 @@ def launch_slurm(files: Sequence[str], overrides: Sequence[str], run_name: str |
     if dry_run:
         sys.stdout.write(script)
         return EXIT_DONE
-    if not _prepared(run, config):
+    if not _prepared(run, config, engine="slurm"):
         return EXIT_DONE
     assert snapshot(run) == spec.code_dir
     artefact = run.launch_dir / "slurm.sh"
@@ -77,7 +78,9 @@ def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | N
     return int(result["exit_code"])
 
 
-def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool) -> int:
+def launch_local(
+    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, max_restarts: int = 0
+) -> int:
     """Train here, by a snapshot of the code: becomes ``effnet fit --run`` with it.
 
     Raises:
@@ -89,6 +92,7 @@ def launch_local(files: Sequence[str], overrides: Sequence[str], run_name: str |
     code_dir = run.path.absolute() / "launch" / f"code-{code_hash(ROOT, code_files())}"
     variables = {"PYTHONPATH": str(code_dir), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "launch.cli", "fit", "--run", str(run.path)]
+    command += [f"--max-restarts={max_restarts}"] if max_restarts else []
     if dry_run:
         words = [*(f"{name}={value}" for name, value in variables.items()), *command]
         sys.stdout.write(shlex.join(["env", *words]) + "\n")
@@ -116,11 +120,11 @@ def _plan(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[
     )
 
 
-def _prepared(run: RunDirectory, config: Config) -> bool:
+def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -> bool:
     """Freeze the configuration and make what jobs share; false if the run is done.
 
     Raises:
-        RunInProgressError: If a launcher of this machine is at work on the run.
+        RunInProgressError: If a launcher of this machine is at work on the run, or a job of another engine than this.
     """
     run.check(config)
     past = run.outcomes()
@@ -129,6 +133,7 @@ def _prepared(run: RunDirectory, config: Config) -> bool:
         return False
     run.create()
     with locked(run):
+        refuse_if_submitted(run, engine=engine)
         run.freeze(config)
         if config.data.prepare is not None:
             prepare(config)
