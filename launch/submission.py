@@ -14,7 +14,7 @@ from configs.schema import Config
 from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
 from launch.engines import refuse_if_submitted
-from launch.fit import check_machine, console, of_run, prepare, say_how_it_ended
+from launch.fit import check_machine, console, fit, of_run, prepare, say_how_it_ended
 from launch.hostfile import hosts_of
 from launch.inbox import SignalInbox
 from launch.job import JobSpec, job_spec
@@ -81,7 +81,7 @@ def launch_ssh(files: Sequence[str], overrides: Sequence[str], run_name: str | N
 def launch_local(
     files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, max_restarts: int = 0
 ) -> int:
-    """Train here, by a snapshot of the code: becomes ``effnet fit --run`` with it.
+    """Train here, by a snapshot of the code: goes on as ``effnet fit --run`` with it.
 
     Raises:
         ConfigError: For any mistake, before anything is written.
@@ -100,7 +100,9 @@ def launch_local(
     if not _prepared(run, config):
         return EXIT_DONE
     snapshot(run)
-    os.execve(sys.executable, command, {**os.environ, **variables})
+    # This process has the launcher's part of the same code loaded: starting it again costs a third of a second.
+    os.environ.update(variables)
+    return fit([], [], str(run.path), max_restarts=max_restarts)
 
 
 def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Config:

@@ -67,7 +67,7 @@ def test_a_job_of_a_cluster_that_is_out_of_reach_does_not_keep_status_from_answe
 
 def test_fit_leaves_a_run_alone_whose_job_it_cannot_ask_for(run: RunDirectory) -> None:
     record(run, Submission(time="2026-01-01T00:00:00+00:00", engine="slurm", job_id="7", artefact="slurm.sh"))
-    fitted = effnet("fit", "--run", "mine", *MINIMAL, cwd=run.path.parents[1], PATH="/nowhere")
+    fitted = effnet("fit", *MINIMAL, "run_id=mine", cwd=run.path.parents[1], PATH="/nowhere")
     assert fitted.returncode == 93
     assert "slurm job 7" in fitted.stderr
     assert "submissions.jsonl" in fitted.stderr
