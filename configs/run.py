@@ -126,6 +126,11 @@ class RunDirectory:
         return self.path / "preflight.json"
 
     @property
+    def trial_file(self) -> Path:
+        """Of which sweep the run is a trial, with which parameters; only there if it is one."""
+        return self.path / "trial.json"
+
+    @property
     def nonfinite_file(self) -> Path:
         """Steps whose loss or gradient was not finite, with the samples: a line of JSON each."""
         return self.path / "nonfinite.jsonl"

@@ -91,6 +91,33 @@ def shards(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
 
 
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    sweep: Annotated[str | None, typer.Option(help="Sweep file, in W&B's format: registers a new one.")] = None,
+    sweep_id: Annotated[str | None, typer.Option("--id", help="ENTITY/PROJECT/ID of one that there is.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Most trials of an agent.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit an array of agents to Slurm.")] = False,
+    agents: Annotated[int, typer.Option(min=1, help="Tasks of that array.")] = 1,
+    max_failures: Annotated[int, typer.Option(min=1, help="Trials that may fail in a row.")] = 3,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Restarts of each trial, as of effnet fit.")] = 0,
+    runs_dir: Annotated[str | None, typer.Option(help="With --id: folder of run directories.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; register nothing.")] = False,
+) -> None:
+    """Search over settings: register a W&B sweep, and train its trials here or on Slurm."""
+    from launch import sweep as sweeps
+
+    options = sweeps.Options(count=count, agents=agents, max_failures=max_failures, max_restarts=max_restarts)
+    sweeps.check_options(sweep, sweep_id, options, slurm=slurm, runs_dir=runs_dir)
+    if sweep is not None:
+        code = sweeps.new(sweep, config or [], overrides or [], options, slurm=slurm, dry_run=dry_run)
+    else:
+        given = (config or [], overrides or [])
+        code = sweeps.join(str(sweep_id), *given, options, runs_dir=runs_dir, slurm=slurm, dry_run=dry_run)
+    raise typer.Exit(code)
+
+
 cli_jobs.add_to(app)
 
 

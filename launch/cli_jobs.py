@@ -24,12 +24,15 @@ def launch_local(
     run: ExistingRun = None,
     dry_run: DryRun = False,
     preflight: Preflight = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
+    ] = 0,
 ) -> None:
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    how = {"dry_run": dry_run, "preflight": preflight}
-    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, **how))
+    given, how = (config or [], overrides or []), {"dry_run": dry_run, "preflight": preflight}
+    raise typer.Exit(submission.launch_local(*given, run, max_restarts=max_restarts, **how))
 
 
 @launch_app.command("slurm")

@@ -17,6 +17,7 @@ from configs.schema import Config
 from launch.attempt import record_lost
 from launch.attempts import Attempts
 from launch.devices import count_gpus, resolve_devices
+from launch.engines import refuse_if_submitted
 from launch.inbox import SignalInbox
 from launch.lock import locked
 from launch.restarts import Restarts
@@ -55,6 +56,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
         return EXIT_DONE
     directory.create()
     with locked(directory) as lock:
+        refuse_if_submitted(directory)
         directory.freeze(config)
         record_lost(directory, reason=LOST)
         if config.data.prepare is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.load import dump_yaml, load_config
 from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from launch import kubernetes, kubernetes_jobs
+from launch.engines import refuse_if_submitted
 from launch.fit import console, of_run
 from launch.job import job_spec, with_preflight
 from launch.ledger import Submission, record, withdraw_cancellation
@@ -42,6 +43,7 @@ def launch_kubernetes(
         return EXIT_DONE
     run.create()
     with locked(run):
+        refuse_if_submitted(run, engine="kubernetes")
         run.freeze(config)
         run.launch_dir.mkdir(exist_ok=True)
         artefact = run.launch_dir / "kubernetes.yaml"
