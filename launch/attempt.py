@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, write_atomically
 from launch.ledger import CANCELLED
+from launch.restarts import judged
 from launch.supervisor import described, outcome
 
 FACTS = "attempt.json"
@@ -50,13 +51,14 @@ def record_lost(run: RunDirectory, *, reason: str = LOST) -> None:
             continue
         started = facts(run, attempt).get("started", log_dir.stat().st_mtime)
         result = outcome(1, attempt=attempt, log_dir=log_dir, started=started)
-        run.record_outcome(result if rank_errors(log_dir) else {**result, "reason": reason})
+        run.record_outcome(judged(result, run) if rank_errors(log_dir) else {**result, "reason": reason})
 
 
 def end(run: RunDirectory, *, attempt: int, status: int) -> dict[str, Any]:
     """Record how an attempt ended, from its launcher's status and what its ranks left; returns that."""
     log_dir = run.log_dir(attempt)
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=facts(run, attempt).get("started", time.time()))
+    started = facts(run, attempt).get("started", time.time())
+    result = judged(outcome(status, attempt=attempt, log_dir=log_dir, started=started), run)
     result["checkpoint"] = run.latest_checkpoint()
     run.record_outcome(result)
     return result

@@ -34,6 +34,7 @@ from launch.fit import is_longer, prepare
 from launch.inbox import SignalInbox
 from launch.rank import ATTEMPT, SIGNALS
 from launch.reading_logs import RankLog
+from launch.restarts import judged
 from launch.supervisor import GRACE_S, described, outcome
 
 CONFIG = "EFFNET_CONFIG"
@@ -77,7 +78,7 @@ def main() -> int:
         result = attempts.end(run, attempt=number, status=status)
         _say(f"attempt {number}: {result['exit_class']}: {described(result)}")
     else:
-        result = outcome(status, attempt=number, log_dir=run.log_dir(number), started=0.0)
+        result = judged(outcome(status, attempt=number, log_dir=run.log_dir(number), started=0.0), run)
     return int(result["exit_code"])
 
 
