@@ -38,7 +38,11 @@ def config_hash(config: Config) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new text, never half."""
+    """Replace a file so that a reader sees the old or the new text, never half.
+
+    Raises:
+        OSError: With the file's name, also where it is the disk that takes no more.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -46,6 +50,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from configs.run import EXIT_INTERRUPTED, STARTED, RunDirectory
 from configs.schema import Config
+from launch.disk import recorded
 from launch.inbox import SignalInbox
 from launch.restarts import Restarts, judged
 from launch.supervisor import agent_environment, described, outcome, run_command, trainer_command
@@ -73,8 +74,7 @@ class Attempts:
             inbox=self.inbox,
         )
         result = judged(outcome(status, attempt=attempt, log_dir=log_dir, started=started), directory)
-        directory.record_outcome(result)
-        return result
+        return recorded(result, directory)
 
     def _say(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from configs.run import (
 )
 from configs.schema import Config
 from launch.attempt import again
+from launch.disk import recorded
 from launch.hostfile import Host
 from launch.inbox import SignalInbox
 from launch.job import JobSpec
@@ -133,8 +134,7 @@ class SshAttempts:
         else:
             result = judged(result, self.run)
         result["checkpoint"] = self.run.latest_checkpoint()
-        self.run.record_outcome(result)
-        return result
+        return recorded(result, self.run)
 
     def _start(self, sessions: Sessions, meeting: Meeting, attempt: int) -> None:
         log_dir, key = str(self.run.log_dir(attempt)), secrets.token_hex(8)
