@@ -37,6 +37,18 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
 
 
+def with_absolute_resume(config: Config, folder: Path) -> Config:
+    """The configuration, with the checkpoint that ``resume`` names where it lies as seen from ``folder``.
+
+    Later attempts, which go on from there too, may be started in another one.
+    """
+    wanted = config.resume.checkpoint
+    if wanted in ("auto", "never"):
+        return config
+    path = str(folder.absolute() / Path(wanted).expanduser())
+    return config.model_copy(update={"resume": config.resume.model_copy(update={"checkpoint": path})})
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader sees the old or the new text, never half.
 
