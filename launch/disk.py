@@ -1,4 +1,4 @@
-"""What launchers say and do where a disk takes no more: one clear error, and an exit code by which the run is retried."""
+"""What launchers say and do where a disk takes no more: one clear error, and an exit code to be tried again by."""
 
 import errno
 from collections.abc import Mapping

@@ -313,6 +313,7 @@ def test_a_launch_is_stopped_while_hosts_are_asked(toy_overrides: Overrides, tmp
     assert of_run(run) == []
 
 
+@pytest.mark.slow
 def test_hosts_that_fail_twice_alike_end_with_93(toy_overrides: Overrides, tmp_path: Path) -> None:
     run = cannot_say_so(RunDirectory(tmp_path / "alike"))
     overrides = toy_overrides(trainer__devices=1, fault__restart_backoff_s=0.1, **FAILS_ALIKE)
