@@ -154,8 +154,8 @@ class RunDirectory:
     @property
     def attempts(self) -> int:
         """Attempts begun so far: one more than the last one's number."""
-        numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
-        return max(numbers, default=-1) + 1
+        found = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
+        return max((int(number) for number in found if number.isdecimal()), default=-1) + 1
 
     def latest_checkpoint(self) -> str | None:
         """Name of the newest checkpoint, ``step-…``; None if there is none."""
