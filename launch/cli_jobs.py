@@ -31,8 +31,8 @@ def launch_local(
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    given, how = (config or [], overrides or []), {"dry_run": dry_run, "preflight": preflight}
-    raise typer.Exit(submission.launch_local(*given, run, max_restarts=max_restarts, **how))
+    given = (config or [], overrides or [], run)
+    raise typer.Exit(submission.launch_local(*given, dry_run=dry_run, preflight=preflight, max_restarts=max_restarts))
 
 
 @launch_app.command("slurm")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, with_absolute_resume
 from configs.schema import Config
 from launch.attempt import record_lost
 from launch.attempts import Attempts
@@ -42,7 +42,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     started = time.time()
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    config = load_config(files, overrides).config
+    config = with_absolute_resume(load_config(files, overrides).config, Path.cwd())
     devices = resolve_devices(config)
     check_machine(config, devices)
     directory = RunDirectory.of(config)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import dump_yaml, load_config
-from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
 from launch import kubernetes, kubernetes_jobs
 from launch.engines import refuse_if_submitted
 from launch.fit import console, of_run
@@ -31,6 +31,7 @@ def launch_kubernetes(
         files, overrides = of_run(run_name, files, overrides)
     config = load_config(files, overrides).config
     work_dir = Path(config.launch.kubernetes.work_dir or Path.cwd())
+    config = with_absolute_resume(config, work_dir)
     spec = job_spec(config, code_dir=ROOT, work_dir=work_dir, environment=os.environ)
     spec = with_preflight(spec) if preflight else spec
     kubernetes.check(spec, config)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import load_config
-from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, write_atomically
+from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, with_absolute_resume, write_atomically
 from configs.schema import Config
 from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
@@ -119,7 +119,7 @@ def launch_local(
 def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Config:
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    return load_config(files, overrides).config
+    return with_absolute_resume(load_config(files, overrides).config, Path.cwd())
 
 
 def _plan(
