@@ -106,7 +106,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; register nothing.")] = False,
 ) -> None:
     """Search over settings: register a W&B sweep, and train its trials here or on Slurm."""
-    from launch import sweep as sweeps
+    from launch.sweeps import sweep as sweeps
 
     options = sweeps.Options(count=count, agents=agents, max_failures=max_failures, max_restarts=max_restarts)
     sweeps.check_options(sweep, sweep_id, options, slurm=slurm, runs_dir=runs_dir)

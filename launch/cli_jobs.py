@@ -74,7 +74,7 @@ def launch_kubernetes(
     preflight: Preflight = False,
 ) -> None:
     """Submit a job to Kubernetes."""
-    from launch import kubernetes_submission
+    from launch.kubernetes import submission as kubernetes_submission
 
     how = {"dry_run": dry_run, "preflight": preflight}
     raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, **how))
@@ -99,7 +99,7 @@ def logs(
     """Print what the ranks wrote, by time, each line with its rank."""
     from configs.run import RunDirectory
     from launch.inspection import is_active
-    from launch.kubernetes_logs import job_with_logs_elsewhere, show_pod_logs
+    from launch.kubernetes.logs import job_with_logs_elsewhere, show_pod_logs
     from launch.reading_logs import show_logs
 
     found = RunDirectory.find(run)

@@ -4,9 +4,10 @@ from typing import Protocol
 
 from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
-from launch import kubernetes_jobs, slurm_jobs
+from launch.kubernetes import jobs as kubernetes_jobs
 from launch.ledger import LEDGER, JobState, Submission, submissions
 from launch.lock import RunInProgressError
+from launch.slurm import jobs as slurm_jobs
 
 
 class Engine(Protocol):

@@ -11,17 +11,19 @@ from pathlib import Path
 from configs.load import load_config
 from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, with_absolute_resume, write_atomically
 from configs.schema import Config
-from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
 from launch.engines import refuse_if_submitted
 from launch.fit import check_machine, console, fit, of_run, prepare, say_how_it_ended
-from launch.hostfile import hosts_of
 from launch.inbox import SignalInbox
 from launch.job import JobSpec, job_spec, with_preflight
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
+from launch.slurm import jobs as slurm_jobs
+from launch.slurm import script as slurm
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
-from launch.ssh_attempts import SshAttempts
+from launch.ssh import rendering as ssh
+from launch.ssh.attempts import SshAttempts
+from launch.ssh.hostfile import hosts_of
 
 
 def launch_slurm(

@@ -9,9 +9,10 @@ from configs.load import load_config
 from configs.problems import ConfigError
 from configs.run import EXIT_DONE, EXIT_INTERRUPTED
 from configs.schema import Config
-from launch import sweep, sweep_slurm
 from launch.job import job_spec
-from launch.sweep_folder import SweepFolder, SweepId, Trial, is_unfinished, read_trial, write_trial
+from launch.sweeps import slurm_array as sweep_slurm
+from launch.sweeps import sweep
+from launch.sweeps.folder import SweepFolder, SweepId, Trial, is_unfinished, read_trial, write_trial
 
 GOLDEN = Path(__file__).parent / "golden"
 OPTIONS = sweep.Options(count=5, agents=4, max_failures=3, max_restarts=1)

@@ -6,7 +6,7 @@ import pytest
 
 from configs.problems import ConfigError
 from configs.sweep_file import Sweep
-from launch.sweep_search import number_of_trials, parameters_of
+from launch.sweeps.search import number_of_trials, parameters_of
 
 RANDOM = Sweep(
     document={

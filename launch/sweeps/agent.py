@@ -16,8 +16,8 @@ from configs.lifeline import end_with_parent
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, RunDirectory
 from configs.sweep_file import overrides_of
 from launch.inbox import SignalInbox
-from launch.sweep_folder import SweepFolder, Trial, is_unfinished, read_trial, write_trial
-from launch.sweep_source import TrialSource
+from launch.sweeps.folder import SweepFolder, Trial, is_unfinished, read_trial, write_trial
+from launch.sweeps.source import TrialSource
 
 POLL_S = 0.2
 """Seconds between two looks at the trial, the signals and the server."""

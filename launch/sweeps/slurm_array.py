@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Slurm
 from launch.job import JobSpec, python_environment
-from launch.slurm import check_paths, container, directives, modules
+from launch.slurm.script import check_paths, container, directives, modules
 
 
 def render(spec: JobSpec, slurm: Slurm, *, agents: int, command: Sequence[str]) -> str:

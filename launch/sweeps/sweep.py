@@ -16,16 +16,17 @@ from configs.problems import ConfigError, Problem
 from configs.run import EXIT_DONE, RunDirectory, write_atomically
 from configs.schema import Config
 from configs.sweep_file import Sweep, load_sweep
-from launch import slurm_jobs, sweep_slurm
 from launch.devices import resolve_devices
 from launch.fit import check_machine, console, prepare
 from launch.job import job_spec
 from launch.ledger import Submission, record
+from launch.slurm import jobs as slurm_jobs
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
-from launch.sweep_agent import Agent
-from launch.sweep_folder import LOCAL, SweepFolder, SweepId, find_folder
-from launch.sweep_search import number_of_trials
-from launch.sweep_source import LocalSearch, WandbSource, register
+from launch.sweeps import slurm_array as sweep_slurm
+from launch.sweeps.agent import Agent
+from launch.sweeps.folder import LOCAL, SweepFolder, SweepId, find_folder
+from launch.sweeps.search import number_of_trials
+from launch.sweeps.source import LocalSearch, WandbSource, register
 
 UNREGISTERED = "SWEEP_ID"
 """Stands in a dry run for what W&B will make."""

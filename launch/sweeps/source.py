@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from configs.lifeline import end_with_parent
 from configs.problems import ConfigError, Problem
 from configs.sweep_file import Sweep
-from launch.sweep_folder import SweepFolder, SweepId, Trial
-from launch.sweep_search import number_of_trials, parameters_of
+from launch.sweeps.folder import SweepFolder, SweepId, Trial
+from launch.sweeps.search import number_of_trials, parameters_of
 
 SPEAKER = [sys.executable, "-m", "trainer.sweep_server"]
 TIMEOUT_S = 180

@@ -1,4 +1,4 @@
-"""``python -m launch.pod``: what each pod on Kubernetes runs: the ranks of its node, from the first to the last line.
+"""``python -m launch.kubernetes.pod``: what each pod runs: the ranks of its node, from the first to the last line.
 
 The pod of rank 0 numbers the attempt and records how it ends; the others read that number in the run directory. All
 write what their ranks log to standard output too, each line with its rank.
@@ -53,7 +53,7 @@ ELSEWHERE_EVERY_S = 5.0
 
 def main() -> int:
     """Run this node's ranks; returns the pod's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.pod", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.kubernetes.pod", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--max-failures", type=int, required=True, help="in a row without a new checkpoint")
     arguments = parser.parse_args()

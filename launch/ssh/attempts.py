@@ -26,14 +26,14 @@ from configs.run import (
 from configs.schema import Config
 from launch.attempt import again
 from launch.disk import recorded
-from launch.hostfile import Host
 from launch.inbox import SignalInbox
 from launch.job import JobSpec
 from launch.reading_logs import show_logs
 from launch.restarts import Restarts, judged
-from launch.ssh import ALIVE_COUNT, rank_command, ssh_command, variables
-from launch.ssh_preflight import Meeting, preflight
-from launch.ssh_session import Session, Sessions, StoppedError, connected
+from launch.ssh.hostfile import Host
+from launch.ssh.preflight import Meeting, preflight
+from launch.ssh.rendering import ALIVE_COUNT, rank_command, ssh_command, variables
+from launch.ssh.session import Session, Sessions, StoppedError, connected
 from launch.supervisor import GRACE_S, agent_environment, described, outcome
 
 POLL_S = 0.2

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from configs.load import dump_yaml, load_config
 from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
-from launch import kubernetes, kubernetes_jobs
 from launch.engines import refuse_if_submitted
 from launch.fit import console, of_run
 from launch.job import job_spec, with_preflight
+from launch.kubernetes import documents as kubernetes
+from launch.kubernetes import jobs as kubernetes_jobs
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT
