@@ -77,4 +77,4 @@ class Attempts:
         return recorded(result, directory)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style="yellow", highlight=False, markup=False)

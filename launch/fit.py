@@ -23,7 +23,7 @@ from launch.lock import locked
 from launch.restarts import Restarts
 from launch.supervisor import described, run_command, trainer_command
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)  # paths and commands stay whole, to be copied
 LOST = "ended without a word: its launcher was killed, or the machine went down"
 
 
@@ -178,4 +178,4 @@ def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory, *, c
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."
         # What happened and where comes last, for whoever sees no more than the end.
         text = f"{where}{hint}\nerror: {described(result)}"
-        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(text, style="red", highlight=False, markup=False)

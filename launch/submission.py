@@ -51,7 +51,7 @@ def launch_slurm(
     _hint_at_wandb(config)
     text = f"{run.run_id}: job {job_id}\nnext\n"
     text += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
-    console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+    console.print(text, highlight=False, markup=False, end="")
     return EXIT_DONE
 
 
@@ -145,7 +145,7 @@ def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -
     run.check(config)
     past = run.outcomes()
     if past and past[-1]["exit_code"] == EXIT_DONE:
-        console.print(f"{run.path} is done", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{run.path} is done", highlight=False, markup=False)
         return False
     run.create()
     with locked(run):
@@ -161,7 +161,7 @@ def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -
 def _hint_at_wandb(config: Config) -> None:
     if config.tracking.mode == "online" and "WANDB_API_KEY" in os.environ:
         text = "WANDB_API_KEY stays here: on the nodes W&B reads ~/.netrc, which `wandb login` writes."
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        console.print(text, style="yellow", highlight=False)
 
 
 def _now() -> str:

@@ -56,5 +56,5 @@ def launch_kubernetes(
         record(run, Submission(time=now, engine="kubernetes", job_id=job_id, artefact=str(artefact)))
     said = f"{run.run_id}: {job_id}\nnext\n"
     said += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
-    console.print(said, highlight=False, markup=False, soft_wrap=True, end="")
+    console.print(said, highlight=False, markup=False, end="")
     return EXIT_DONE

@@ -204,7 +204,7 @@ class SshAttempts:
         )
 
     def _say(self, text: str) -> None:
-        self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _stopped(when: str) -> dict[str, Any]:

@@ -110,4 +110,4 @@ class Agent:
         return [sys.executable, "-m", "launch.cli", "fit", *options, "--", *overrides]
 
     def _say(self, text: str, *, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style=style, highlight=False, markup=False)

@@ -218,4 +218,4 @@ def _check_place(config: Config, *, slurm: bool) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, markup=False)
