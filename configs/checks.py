@@ -132,6 +132,29 @@ def _model(config: Config) -> Iterator[Problem]:
         yield _problem(config, "model.freeze_backbone_epochs", accepted, "trainer.max_epochs")
 
 
+def _loss(config: Config) -> Iterator[Problem]:
+    loss, augmentation = config.loss, config.data.augmentation
+    splits = "data.augmentation.aug_splits"
+    for name, off, given in (
+        ("bce_target_thresh", "null", loss.bce_target_thresh is not None),
+        ("bce_sum", "false", loss.bce_sum),
+    ):
+        if given and loss.name != "bce":
+            yield _problem(config, f"loss.{name}", f"{off}: it has an effect with loss.name = bce only", "loss.name")
+    if loss.name != "jsd":
+        if augmentation.aug_splits is not None:
+            yield _problem(config, splits, "null without loss.name = jsd, which compares views", "loss.name")
+        return
+    if augmentation.aug_splits is None:
+        yield _problem(config, "loss.name", f"jsd together with {splits}, such as 3", splits)
+    elif not (augmentation.enabled and (augmentation.auto_augment or augmentation.color_jitter)):
+        beside = [f"data.augmentation.{name}" for name in ("enabled", "auto_augment", "color_jitter")]
+        yield _problem(config, splits, "null, or auto_augment such as augmix-m3-w3 by which views differ", *beside)
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(loss, name):
+            yield _problem(config, f"loss.{name}", "0 beside loss.name = jsd: views are of one class", "loss.name")
+
+
 def _optimizer(config: Config) -> Iterator[Problem]:
     for name in sorted(config.optimizer.kwargs.keys() & set(OWN_SETTINGS)):
         accepted = f"arguments that are no settings of their own: {name} is optimizer.{name}"
@@ -252,6 +275,7 @@ CHECKS: tuple[Check, ...] = (
     _images,
     _decoder,
     _model,
+    _loss,
     _optimizer,
     _schedule,
     _strategy,

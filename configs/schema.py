@@ -60,6 +60,9 @@ class Augmentation(Section):
     ) = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
+    aug_splits: Annotated[int, Field(ge=2)] | None = None
+    """Views of each sample that `loss.name=jsd` compares (AugMix: 3): one only cropped and flipped, the others of the
+    same crop augmented too. All are in the sample's micro-batch, which is so many times as large. None is off."""
     random_erasing_prob: Fraction = 0.0
     """Probability that timm's RandomErasing blanks a part of an image, on the device, after normalisation."""
     random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
@@ -162,8 +165,15 @@ class Model(Section):
 
 
 class Loss(Section):
-    """Cross entropy, and the mixing of samples that feeds it."""
+    """timm's losses, and the mixing of samples that feeds them."""
 
+    name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
+    """`bce` is binary cross entropy of each class (Wightman et al., arXiv 2110.00476); `jsd` cross entropy of clean
+    images plus the Jensen-Shannon divergence of their augmented views (AugMix, Hendrycks et al., arXiv 1912.02781)."""
+    bce_target_thresh: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Targets above it become 1, all others 0: of mixed images both classes count (bce only). None leaves them."""
+    bce_sum: bool = False
+    """Sum the loss over the classes rather than take their mean (bce only)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability mass spread evenly over all classes."""
     mixup_alpha: NonNegativeFloat = 0.0

@@ -7,19 +7,17 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from configs.batches import BatchLayout
-from configs.schema import Augmentation, Config
+from configs.schema import Config
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from datamodules.streaming.transforms import channel_statistics
+from trainer.losses import build_erasing, build_loss, build_mixup
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
 
@@ -52,8 +50,8 @@ class EfficientNetModule(LightningModule):
         self.train_sums = torch.zeros(4)
         self.losses = torch.zeros(1)
         self.skipped, self.skipped_steps = False, 0
-        self._mixup, self._loss = _mixup_and_loss(config)
-        self._erasing = _random_erasing(config.data.augmentation)
+        self._mixup, self._loss = build_mixup(config), build_loss(config)
+        self._erasing = build_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
         self._sums: dict[str, torch.Tensor] = {}
@@ -130,8 +128,8 @@ class EfficientNetModule(LightningModule):
         else:
             logits = self.network(images)
         loss: torch.Tensor = self._loss(logits.float(), targets)
-        correct = (logits.detach().argmax(1) == batch.targets).sum()
         size = len(batch.targets)
+        correct = (logits.detach()[:size].argmax(1) == batch.targets).sum()  # of several views, the clean ones
         value = loss.detach().float()
         parts = torch.stack([value * size, correct, torch.full_like(correct, size), batch.substituted.sum()])
         finite = value.isfinite()
@@ -208,33 +206,3 @@ class EfficientNetModule(LightningModule):
         yield "", self.network
         if self.average is not None:
             yield "ema_", self.average
-
-
-def _random_erasing(augmentation: Augmentation) -> RandomErasing | None:
-    """Timm's, of 2% to a third of the area and an aspect ratio of 0.3 to 3.3 (Zhong et al., arXiv 1708.04896)."""
-    if not augmentation.random_erasing_prob:
-        return None
-    return RandomErasing(
-        augmentation.random_erasing_prob,
-        mode=augmentation.random_erasing_mode,
-        max_count=augmentation.random_erasing_count,
-        device="cpu",
-    )
-
-
-def _mixup_and_loss(config: Config) -> tuple[Mixup | None, nn.Module]:
-    loss = config.loss
-    if loss.mixup_alpha or loss.cutmix_alpha:
-        mixup = Mixup(
-            mixup_alpha=loss.mixup_alpha,
-            cutmix_alpha=loss.cutmix_alpha,
-            prob=loss.mixup_prob,
-            switch_prob=loss.mixup_switch_prob,
-            mode=loss.mixup_mode,
-            label_smoothing=loss.label_smoothing,
-            num_classes=config.data.num_classes,
-        )
-        return mixup, SoftTargetCrossEntropy()
-    if loss.label_smoothing:
-        return None, LabelSmoothingCrossEntropy(loss.label_smoothing)
-    return None, nn.CrossEntropyLoss()

@@ -7,6 +7,7 @@ from tests.unit.configs.loading import config_of, problems_of
 
 DEEPSPEED = "trainer.strategy=deepspeed"
 ZERO = (DEEPSPEED, "deepspeed.zero_stage=2", "ema.enabled=false")
+JSD = ("loss.name=jsd", "data.augmentation.aug_splits=3", "data.augmentation.auto_augment=augmix-m3-w3")
 CASES = [
     (("data.micro_batch_size=60",), "data.global_batch_size", "a multiple of data.micro_batch_size = 60"),
     (
@@ -116,6 +117,31 @@ CASES = [
         )
         for name in ("lr", "momentum", "weight_decay")
     ),
+    (("loss.bce_sum=true",), "loss.bce_sum", "false: it has an effect with loss.name = bce only"),
+    (
+        ("loss.bce_target_thresh=0.2",),
+        "loss.bce_target_thresh",
+        "null: it has an effect with loss.name = bce only",
+    ),
+    (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
+    (
+        ("data.augmentation.aug_splits=3",),
+        "data.augmentation.aug_splits",
+        "null without loss.name = jsd, which compares views",
+    ),
+    (
+        ("loss.name=jsd", "data.augmentation.aug_splits=3"),
+        "data.augmentation.aug_splits",
+        "null, or auto_augment such as augmix-m3-w3 by which views differ",
+    ),
+    *(
+        (
+            (*JSD, f"loss.{name}=0.2"),
+            f"loss.{name}",
+            "0 beside loss.name = jsd: views are of one class",
+        )
+        for name in ("mixup_alpha", "cutmix_alpha")
+    ),
     (("scheduler.warmup_epochs=350",), "scheduler.warmup_epochs", "less than trainer.max_epochs = 350"),
     (
         ("scheduler.sched=step", "scheduler.decay_rate=0.9"),
@@ -196,6 +222,8 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("trainer.devices=2", "trainer.num_nodes=2"),
         ("trainer.devices=auto", "trainer.num_nodes=3"),
         ("data.micro_batch_size=1",),
+        JSD,
+        ("loss.name=bce", "loss.bce_target_thresh=0.2", "loss.bce_sum=true", "loss.mixup_alpha=0.2"),
         ("data.mean=[0.5]", "data.std=[0.5]", "model.in_chans=1"),
         ("data.augmentation.scale=[1, 1]",),
         ("data.augmentation.color_jitter=0.4",),
