@@ -180,6 +180,9 @@ def _strategy(config: Config) -> Iterator[Problem]:
     if trainer.strategy == "single" and (trainer.num_nodes > 1 or trainer.devices not in (1, "auto")):
         accepted = "ddp or deepspeed for more than one device"
         yield _problem(config, "trainer.strategy", accepted, "trainer.devices", "trainer.num_nodes")
+    if trainer.gradient_clip_algorithm != "norm" and trainer.gradient_clip_val is None:
+        accepted = "norm, or a gradient_clip_val beside it"
+        yield _problem(config, "trainer.gradient_clip_algorithm", accepted, "trainer.gradient_clip_val")
     if trainer.accelerator == "cpu" and trainer.precision == "16-mixed":
         yield _problem(config, "trainer.precision", "32-true or bf16-mixed on the CPU", "trainer.accelerator")
     if trainer.strategy == "deepspeed":
@@ -200,8 +203,8 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
     if config.ema.enabled and trainer.precision != "32-true":
         accepted = "false under DeepSpeed in 16 bits, which casts the weights averaged"
         yield _problem(config, "ema.enabled", accepted, strategy, "trainer.precision")
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "value":
-        accepted = "norm under DeepSpeed"
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "norm":
+        accepted = "norm under DeepSpeed, which clips its parts of the gradient by itself"
         yield _problem(config, "trainer.gradient_clip_algorithm", accepted, strategy, "trainer.gradient_clip_val")
     if config.model.freeze_backbone_epochs:
         accepted = "0 under DeepSpeed, which fixes what trains at the start"

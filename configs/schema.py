@@ -250,8 +250,9 @@ class Trainer(Section):
     """Optimizer steps after which training ends early; the schedule still spans max_epochs. None is no such limit."""
     gradient_clip_val: PositiveFloat | None = None
     """Bound on the gradient; None is off."""
-    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """What gradient_clip_val bounds."""
+    gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
+    """What gradient_clip_val bounds: the norm of all, each value, or (agc, such as 0.01) the norm of each unit's
+    gradient as a share of that of its weights, but for the classifier's (Brock et al., arXiv 2102.06171)."""
     check_val_every_n_epoch: PositiveInt = 1
     """Epochs between validations."""
     log_every_n_steps: PositiveInt = 50

@@ -11,14 +11,17 @@ from configs.schema import Augmentation, Config
 def build_loss(config: Config) -> nn.Module:
     """What a micro-batch's logits are compared with its targets by: class numbers, or rows of shares after mixing."""
     loss, smoothing = config.loss, config.loss.label_smoothing
+    built: nn.Module
     if loss.name == "jsd":
-        return JsdCrossEntropy(num_splits=config.data.augmentation.aug_splits, smoothing=smoothing)
-    if loss.name == "bce":
+        built = JsdCrossEntropy(num_splits=config.data.augmentation.aug_splits, smoothing=smoothing)
+    elif loss.name == "bce":
         # Mixing has smoothed the targets already; timm then leaves them as they are.
-        return BinaryCrossEntropy(smoothing, target_threshold=loss.bce_target_thresh, sum_classes=loss.bce_sum)
-    if _mixes(config):
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+        built = BinaryCrossEntropy(smoothing, target_threshold=loss.bce_target_thresh, sum_classes=loss.bce_sum)
+    elif _mixes(config):
+        built = SoftTargetCrossEntropy()
+    else:
+        built = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+    return built
 
 
 def build_mixup(config: Config) -> Mixup | None:

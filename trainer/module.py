@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import adaptive_clip_grad
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -138,6 +140,17 @@ class EfficientNetModule(LightningModule):
         self.losses[batch_idx % len(self.losses)] = value
         # A loss that is not finite makes its gradients NaN, and so, summed, those of all ranks; any other is unchanged.
         return loss * torch.where(finite, 1.0, torch.nan)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, and beside its algorithms timm's adaptive gradient clipping."""
+        trainer = self.config.trainer
+        if trainer.gradient_clip_algorithm == "agc":
+            parameters = model_parameters(self.network, exclude_head=True)
+            adaptive_clip_grad(parameters, clip_factor=trainer.gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(
         self,

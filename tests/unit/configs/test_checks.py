@@ -196,7 +196,20 @@ CASES = [
     (
         (*ZERO, "trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=value"),
         "trainer.gradient_clip_algorithm",
-        "norm under DeepSpeed",
+        "norm under DeepSpeed, which clips its parts of the gradient by itself",
+    ),
+    (
+        (*ZERO, "trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=agc"),
+        "trainer.gradient_clip_algorithm",
+        "norm under DeepSpeed, which clips its parts of the gradient by itself",
+    ),
+    *(
+        (
+            (f"trainer.gradient_clip_algorithm={algorithm}",),
+            "trainer.gradient_clip_algorithm",
+            "norm, or a gradient_clip_val beside it",
+        )
+        for algorithm in ("value", "agc")
     ),
     (
         (*ZERO, "model.freeze_backbone_epochs=1"),
@@ -223,6 +236,7 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("trainer.devices=auto", "trainer.num_nodes=3"),
         ("data.micro_batch_size=1",),
         JSD,
+        ("trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=agc"),
         ("loss.name=bce", "loss.bce_target_thresh=0.2", "loss.bce_sum=true", "loss.mixup_alpha=0.2"),
         ("data.mean=[0.5]", "data.std=[0.5]", "model.in_chans=1"),
         ("data.augmentation.scale=[1, 1]",),
