@@ -31,7 +31,12 @@ FIXED: Final = re.compile(
     r"|model\.(pretrained|checkpoint_path)"
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
-YOUNGER: Final = re.compile(r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits")
+YOUNGER: Final = re.compile(
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay"
+    r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
+)
+# What decides when and on what a network is validated, by which the schedule `plateau` goes.
+MEASURED: Final = re.compile(r"data\.val_shards|trainer\.check_val_every_n_epoch")
 UNSPOKEN: Final = re.compile(r"resume\..*|name|run_id|runs_dir")
 
 
@@ -76,6 +81,10 @@ def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
             kind = _kind(key)
             if key == "optimizer.weight_decay" and 0 in (before, value):
                 kind = "impossible"  # with none, timm's optimizers have one group of parameters, else two
+            if key == "optimizer.layer_decay" and None in (before, value):
+                kind = "impossible"  # with one, a group of parameters for each layer
+            if MEASURED.fullmatch(key) and new.scheduler.sched == "plateau":
+                kind = "inexact"
             yield Change(key=key, old=shown(before), new=shown(value), kind=kind)
 
 

@@ -22,6 +22,7 @@ from datamodules.streaming.transforms import channel_statistics
 from trainer.losses import build_erasing, build_loss, build_mixup
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
+from trainer.plateau import PlateauScheduler
 
 
 class StepSkipped(Exception):  # noqa: N818 - not an error
@@ -195,6 +196,10 @@ class EfficientNetModule(LightningModule):
                 raise RuntimeError(f"validation saw {count:.0f} samples, the index has {expected}")
             metrics |= {f"val/{prefix}loss": loss / count, f"val/{prefix}top1": top1 / count}
             metrics |= {f"val/{prefix}top5": top5 / count}
+        if self.trainer.state.fn == "fit":
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
+            if isinstance(schedule, PlateauScheduler):  # all ranks have the same metrics
+                schedule.validated(metrics[self.config.plateau_monitor])
         self.log_dict(metrics, logger=False, rank_zero_only=True)
         log_row(self.trainer, metrics)
 
