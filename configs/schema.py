@@ -292,6 +292,9 @@ class Trainer(Section):
     whether a step is to be skipped (fault.max_skipped_steps)."""
     channels_last: bool = True
     """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
+    gradient_checkpointing: bool = False
+    """Keep the activations between blocks alone and compute those within once more in the backward pass: a larger
+    micro-batch for a third more time, with the same weights bit for bit (Chen et al., arXiv 1604.06174)."""
     num_threads: PositiveInt | None = None
     """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
 

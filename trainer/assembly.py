@@ -70,6 +70,8 @@ def build_module(config: Config, *, restored: bool = False) -> EfficientNetModul
     # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
         network = network.to(memory_format=torch.channels_last)
+    if config.trainer.gradient_checkpointing:
+        network.set_grad_checkpointing()  # type: ignore[operator]
     return EfficientNetModule(config, network)
 
 

@@ -20,12 +20,14 @@ from trainer.module import EfficientNetModule
 class BatchNormStatistics(Callback):
     """Makes each BatchNorm hold the mean over a step's micro-batches, and mixes it into the running one at its end.
 
-    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean.
+    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean. Where activations are
+    computed once more in the backward pass (gradient checkpointing), they count once: statistics stand still meanwhile.
     """
 
     def __init__(self) -> None:
         self._momentum: list[float] = []
         self._running: torch.Tensor | None = None
+        self._held: list[tuple[_BatchNorm, float | None, torch.Tensor | None]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the statistics that the network was built or restored with, in fp32."""
@@ -38,6 +40,20 @@ class BatchNormStatistics(Callback):
         momentum = 1 / (batch_idx % trainer.accumulate_grad_batches + 1)
         for layer in _layers(pl_module):
             layer.momentum = momentum
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Hold the statistics where blocks are computed again."""
+        assert isinstance(pl_module, EfficientNetModule)
+        if pl_module.config.trainer.gradient_checkpointing:
+            for layer in _layers(pl_module):
+                self._held.append((layer, layer.momentum, layer.num_batches_tracked))
+                layer.momentum, layer.num_batches_tracked = 0.0, None
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let them move again."""
+        for layer, momentum, counter in self._held:
+            layer.momentum, layer.num_batches_tracked = momentum, counter
+        self._held = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
