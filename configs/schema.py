@@ -60,6 +60,9 @@ class Augmentation(Section):
     ) = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
+    aug_splits: Annotated[int, Field(ge=2)] | None = None
+    """Views of each sample that `loss.name=jsd` compares (AugMix: 3): one only cropped and flipped, the others of the
+    same crop augmented too. All are in the sample's micro-batch, which is so many times as large. None is off."""
     random_erasing_prob: Fraction = 0.0
     """Probability that timm's RandomErasing blanks a part of an image, on the device, after normalisation."""
     random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
@@ -129,6 +132,27 @@ class Data(Section):
     augmentation: Augmentation = Augmentation()
 
 
+class Stage(Section):
+    """Blocks of a network one after the other that have the same form."""
+
+    block: Literal["ir", "er", "ds", "cn"] = "ir"
+    """timm's names: `ir` is the inverted residual (MBConv), `er` the fused one of EfficientNetV2, `ds` a depthwise
+    separable convolution, `cn` a plain one."""
+    channels: PositiveInt
+    """Channels that leave the stage, a multiple of 8."""
+    repeats: PositiveInt = 1
+    """Blocks; depth scaling multiplies them."""
+    kernel_size: Literal[3, 5, 7, 9] = 3
+    """Side of the convolution's window in pixels."""
+    stride: Literal[1, 2] = 1
+    """Of the first block: 2 halves the side of the image."""
+    expansion: Annotated[float, Field(ge=1)] = 6.0
+    """Channels within a block of `ir` or `er`, as a multiple of those that enter it. No effect on `ds` and `cn`."""
+    se_ratio: Fraction = 0.25
+    """Squeeze and excitation: its inner channels as a share of those that enter the block; 0 has none. No effect on
+    `cn`."""
+
+
 class Model(Section):
     """The network, built by timm."""
 
@@ -140,6 +164,9 @@ class Model(Section):
     """Explicit scaling of B0's channels."""
     depth_multiplier: PositiveFloat | None = None
     """Explicit scaling of B0's repeats."""
+    stages: tuple[Stage, ...] = ()
+    """Stages in place of B0's seven, between its stem of 32 channels and stride 2 and its head; [] are B0's. Scaling
+    applies to them too."""
     pretrained: bool = False
     """Start from timm's published weights (downloaded)."""
     checkpoint_path: str | None = None
@@ -162,8 +189,15 @@ class Model(Section):
 
 
 class Loss(Section):
-    """Cross entropy, and the mixing of samples that feeds it."""
+    """timm's losses, and the mixing of samples that feeds them."""
 
+    name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
+    """`bce` is binary cross entropy of each class (Wightman et al., arXiv 2110.00476); `jsd` cross entropy of clean
+    images plus the Jensen-Shannon divergence of their augmented views (AugMix, Hendrycks et al., arXiv 1912.02781)."""
+    bce_target_thresh: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Targets above it become 1, all others 0: of mixed images both classes count (bce only). None leaves them."""
+    bce_sum: bool = False
+    """Sum the loss over the classes rather than take their mean (bce only)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability mass spread evenly over all classes."""
     mixup_alpha: NonNegativeFloat = 0.0
@@ -178,6 +212,24 @@ class Loss(Section):
     """Whether one mixing ratio holds for a micro-batch, a pair or an element."""
 
 
+class Distillation(Section):
+    """A teacher whose logits the network learns beside the labels (Hinton et al., arXiv 1503.02531)."""
+
+    teacher: str | None = None
+    """Any model of timm by its name, of as many classes, or the directory of a run or of one of its checkpoints: its
+    averaged weights, or the raw ones where there is no average. It sees what the network sees, normalised as it was
+    trained. None is no teacher."""
+    checkpoint_path: str | None = None
+    """timm or safetensors file of a named teacher's weights; None takes timm's published ones (downloaded)."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the teacher's loss; the labels' has the rest."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of both; the teacher's loss is multiplied by its square (soft only)."""
+    kind: Literal["soft", "hard"] = "soft"
+    """`soft` is the KL divergence from the teacher's probabilities, `hard` cross entropy with its answer (DeiT, Touvron
+    et al., arXiv 2012.12877)."""
+
+
 class Optimizer(Section):
     """timm's optimizers, by timm's names. BatchNorm parameters and biases are not decayed."""
 
@@ -189,6 +241,9 @@ class Optimizer(Section):
     """Weight decay, in the optimizer's own sense (Google's EfficientNet: 1e-5)."""
     momentum: Fraction = 0.9
     """Momentum, where the optimizer has one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer to the one before it, the head having `lr` (BEiT, arXiv 2106.08254):
+    for fine-tuning. None has one rate for all."""
     kwargs: dict[str, bool | int | float | str | tuple[float, ...]] = {}
     """Further arguments of that optimizer, such as `eps`, `alpha`, `betas`; `{}` drops those of an earlier file."""
 
@@ -196,18 +251,29 @@ class Optimizer(Section):
 class Scheduler(Section):
     """timm's learning-rate schedules, advanced at each optimizer step."""
 
-    sched: Literal["cosine", "tanh", "step", "poly", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    sched: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau"] = "cosine"
+    """Shape after the warm-up. `plateau` lowers the rate when validation has stopped to improve (torch's
+    ReduceLROnPlateau); all others are functions of the number of steps."""
     warmup_epochs: NonNegativeFloat = 5.0
     """Linear warm-up from warmup_lr, inside the total number of epochs."""
     warmup_lr: NonNegativeFloat = 1e-6
     """Learning rate at the first step of a warm-up."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end (cosine, tanh, poly)."""
+    """Learning rate at the end (cosine, tanh, poly, wsd, rsqrt); the lowest (plateau)."""
     decay_epochs: PositiveFloat | None = None
-    """Epochs between decays (step only)."""
+    """Epochs between decays (step), or of the decay at the end, below 1 its share of what follows the warm-up (wsd,
+    rsqrt; None is 0.2)."""
+    decay_milestones: tuple[PositiveFloat, ...] = ()
+    """Epochs at which the rate decays (multistep only)."""
     decay_rate: PositiveFloat | None = None
-    """Factor of a decay (step), power (poly)."""
+    """Factor of a decay (step, multistep, plateau), power (poly)."""
+    monitor: ValidationMetric | None = None
+    """Validation metric that plateau goes by; None is `val/ema_top1`, or `val/top1` where no average is kept."""
+    patience_validations: NonNegativeInt = 10
+    """Validations in a row without improvement that plateau lets pass before it decays."""
+    kwargs: dict[str, int | float | str] = {}
+    """Further arguments of that schedule: `cycle_mul`, `cycle_decay`, `cycle_limit` (cosine, tanh, poly), `k_decay`
+    (cosine, poly), `decay_fn` (wsd, rsqrt), `stable_timescale` in epochs (rsqrt)."""
 
 
 class Ema(Section):
@@ -240,8 +306,9 @@ class Trainer(Section):
     """Optimizer steps after which training ends early; the schedule still spans max_epochs. None is no such limit."""
     gradient_clip_val: PositiveFloat | None = None
     """Bound on the gradient; None is off."""
-    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """What gradient_clip_val bounds."""
+    gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
+    """What gradient_clip_val bounds: the norm of all, each value, or (agc, such as 0.01) the norm of each unit's
+    gradient as a share of that of its weights, but for the classifier's (Brock et al., arXiv 2102.06171)."""
     check_val_every_n_epoch: PositiveInt = 1
     """Epochs between validations."""
     log_every_n_steps: PositiveInt = 50
@@ -249,6 +316,19 @@ class Trainer(Section):
     whether a step is to be skipped (fault.max_skipped_steps)."""
     channels_last: bool = True
     """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
+    gradient_checkpointing: bool = False
+    """Keep the activations between blocks alone and compute those within once more in the backward pass: a larger
+    micro-batch for a third more time, with the same weights bit for bit (Chen et al., arXiv 1604.06174)."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """How fp32 is multiplied on CUDA, in torch's words: highest is fp32, high TF32, medium bf16; convolutions take TF32
+    for high and medium. None is torch's own: fp32, and TF32 for convolutions."""
+    deterministic: bool = False
+    """Take algorithms alone that give the same bits each time, on CUDA too, and refuse operations that have none;
+    slower."""
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    """Mode of torch.compile for the network: reduce-overhead replays CUDA graphs, which is for small micro-batches. The
+    first steps take minutes. Checkpoints are as without; dropout draws other masks. Averaged weights and a frozen
+    backbone are computed without. None is off."""
     num_threads: PositiveInt | None = None
     """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
 
@@ -520,6 +600,7 @@ class Config(Section):
     data: Data
     model: Model = Model()
     loss: Loss = Loss()
+    distillation: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     ema: Ema = Ema()
@@ -536,6 +617,11 @@ class Config(Section):
     def monitor(self) -> str:
         """The validation metric by which a checkpoint is better than another."""
         return self.checkpoint.monitor or ("val/ema_top1" if self.ema.enabled else "val/top1")
+
+    @property
+    def plateau_monitor(self) -> str:
+        """The validation metric by which the schedule `plateau` decays."""
+        return self.scheduler.monitor or ("val/ema_top1" if self.ema.enabled else "val/top1")
 
     @property
     def width_and_depth(self) -> tuple[float, float] | None:

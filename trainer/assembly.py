@@ -70,6 +70,11 @@ def build_module(config: Config, *, restored: bool = False) -> EfficientNetModul
     # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
         network = network.to(memory_format=torch.channels_last)
+    if config.trainer.gradient_checkpointing:
+        network.set_grad_checkpointing()  # type: ignore[operator]
+    if config.trainer.compile is not None:
+        # In place, so that names stay. Shapes are fixed: those of training and those of evaluation.
+        network.compile(mode=config.trainer.compile, dynamic=False)
     return EfficientNetModule(config, network)
 
 
@@ -90,6 +95,10 @@ def build_trainer(
     torch.set_num_threads(threads)
     # Where no launcher has set it, Lightning's DDP would, and torch's number with it.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    precision = config.trainer.matmul_precision
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
     data = config.data
     try:
         layout = BatchLayout(
@@ -103,6 +112,8 @@ def build_trainer(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     # Named, because by itself Lightning takes what it detects: inside a Slurm allocation, Slurm's tasks.
     environment = TorchElasticEnvironment() if processes.is_distributed else LightningEnvironment()
+    # What Lightning does not know, the module does by itself.
+    clips = config.trainer.gradient_clip_val is not None and config.trainer.gradient_clip_algorithm != "agc"
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": processes.local_world_size,
@@ -110,11 +121,12 @@ def build_trainer(
         "strategy": build_strategy(config, processes, accelerator),
         "precision": config.trainer.precision,
         "plugins": [environment, *([] if config.trainer.strategy == "deepspeed" else [CheckpointFile()])],
+        "deterministic": config.trainer.deterministic,
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,
-        "gradient_clip_val": config.trainer.gradient_clip_val,
-        "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if config.trainer.gradient_clip_val else None,
+        "gradient_clip_val": config.trainer.gradient_clip_val if clips else None,
+        "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if clips else None,
         "check_val_every_n_epoch": config.trainer.check_val_every_n_epoch,
         "log_every_n_steps": config.trainer.log_every_n_steps,
         # Each epoch asks the data module for the rest of that epoch: epochs differ by a step where a batch spans their
