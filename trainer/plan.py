@@ -79,7 +79,7 @@ def make_plan(config: Config, *, devices: int, samples: int | None = None) -> Pl
     accumulate = _layout(config, world_size).accumulate_grad_batches
     found = find_samples(data, samples)
     training = FakeTraining(config)
-    other = data.micro_batch_size // 2 or 2
+    other = data.micro_batch_size // 2 if data.micro_batch_size >= 4 else data.micro_batch_size + 1
     stay = gradients_stay(config, world_size)
     one = training.run(data.micro_batch_size, gradients_stay=stay)
     passes = (one, training.run(other, gradients_stay=stay))

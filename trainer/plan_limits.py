@@ -108,20 +108,16 @@ def loading_cores(config: Config, world_size: int) -> float:
 
 def _advice(bottleneck: Limit, config: Config, device: DeviceTime) -> str:
     if bottleneck == "cpus":
-        more = "more data.num_workers (and cores), data.decoder=nvjpeg on GPUs"
-        return f"decoding: {more}, or smaller images in the shards (effnet shards build --resize)"
+        slower = ", which is without auto_augment" if config.data.augmentation.auto_augment else ""
+        more = "more data.num_workers and cores, data.decoder=nvjpeg on GPUs"
+        return f"decoding{slower}; {more}, or smaller images in the shards (effnet shards build --resize)"
     if bottleneck == "storage":
-        return "reading shards: copy them to local disks, or smaller images in them (effnet shards build --resize)"
+        return "reading shards; copy them to local disks, or have smaller images in them (effnet shards build --resize)"
     if bottleneck == "network":
-        return "reducing gradients: a larger data.global_batch_size by accumulation, a faster link, or fewer nodes"
+        return "sending gradients; a larger data.global_batch_size by accumulation, a faster link, or fewer nodes"
     if device.bound_by == "starting operations":
-        return "the host, which starts operations one by one: a larger data.micro_batch_size"
+        return "its host, which starts operations one by one; a larger data.micro_batch_size"
+    mixed = ", or mixed precision" if config.trainer.precision == "32-true" else ""
     if device.bound_by == "arithmetic":
-        return "the device's arithmetic: more devices, or mixed precision" + _already(config)
-    return "the device's memory bandwidth, as is usual for EfficientNets: more devices, or mixed precision" + _already(
-        config
-    )
-
-
-def _already(config: Config) -> str:
-    return "" if config.trainer.precision == "32-true" else f" ({config.trainer.precision} is)"
+        return f"its arithmetic; more devices{mixed}"
+    return f"its memory bandwidth, as is usual for EfficientNets; more devices{mixed}"

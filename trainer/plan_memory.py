@@ -33,8 +33,10 @@ class Memory:
         activations: What forward and backward pass keep beyond all that, or the optimizer's step if that is more.
         activations_per_image: What each further image of a micro-batch adds.
         total: The sum of all but the last.
+        totals: The same for other micro-batches, by their size.
         usable: Of the device's memory, what there is for these; None where the device is not described.
-        largest_micro_batch: Samples that fit into that, whatever divides the global batch; None as above.
+        largest_micro_batch: Samples that fit into that; None as above.
+        fitting_micro_batch: The most of these that deal out the global batch; None also where none do.
     """
 
     weights: int
@@ -46,8 +48,10 @@ class Memory:
     activations: int
     activations_per_image: int
     total: int
+    totals: dict[int, int]
     usable: int | None
     largest_micro_batch: int | None
+    fitting_micro_batch: int | None
 
     @property
     def fits(self) -> bool | None:
@@ -94,9 +98,13 @@ def plan_memory(
     chosen, other = passes
     per_image = (peak(chosen) - peak(other)) / (chosen.images - other.images)
     activations = max(peak(chosen), temporary)
+    base = peak(chosen) - per_image * chosen.images
+    sizes = {max(round(chosen.images * factor), 1) for factor in (0.25, 0.5, 1, 2, 4)}
     usable = _usable(config)
-    room = None if usable is None else usable - fixed - (peak(chosen) - per_image * chosen.images)
-    fitting = None if room is None else max(math.floor(room / per_image), 0)
+    largest = None if usable is None else max(math.floor((usable - fixed - base) / per_image), 0)
+    largest = 0 if usable is not None and fixed + temporary > usable else largest
+    share = config.data.global_batch_size // world_size
+    dealt = [size for size in range(1, min(largest or 0, share) + 1) if share % size == 0]
     return Memory(
         weights=weights,
         buffers=buffers,
@@ -107,8 +115,10 @@ def plan_memory(
         activations=activations,
         activations_per_image=round(per_image),
         total=fixed + activations,
+        totals={size: fixed + max(round(base + per_image * size), temporary) for size in sorted(sizes)},
         usable=usable,
-        largest_micro_batch=0 if usable is not None and fixed + temporary > usable else fitting,
+        largest_micro_batch=largest,
+        fitting_micro_batch=max(dealt, default=None),
     )
 
 

@@ -55,6 +55,11 @@ def _memory(plan: "Plan") -> Table:
     memory = plan.memory
     rows = [(label, _bytes(getattr(memory, part))) for part, label in PARTS.items() if getattr(memory, part)]
     rows += [("total", _bytes(memory.total)), ("of it for each image", _bytes(memory.activations_per_image))]
+    rows += [
+        (f"total with a micro-batch of {size:,}", _bytes(total))
+        for size, total in memory.totals.items()
+        if size != plan.micro_batch_size
+    ]
     if memory.usable is not None:
         rows.append(("usable", _bytes(memory.usable)))
         rows.append(("largest micro-batch that fits", f"{memory.largest_micro_batch:,}"))
@@ -103,16 +108,17 @@ def _time(plan: "Plan") -> Table:
 
 
 def _conclusions(plan: "Plan") -> list[str]:
-    lines = [f"samples: {plan.samples.source}"]
-    if plan.memory.fits is False:
+    lines, memory = [f"samples: {plan.samples.source}"], plan.memory
+    if memory.fits is False:
+        fitting = memory.fitting_micro_batch
         lines.append(
-            f"does not fit: data.micro_batch_size={plan.micro_batch_size} needs {_bytes(plan.memory.total)} of "
-            f"{_bytes(plan.memory.usable or 0)}"
+            f"does not fit: data.micro_batch_size={plan.micro_batch_size} needs {_bytes(memory.total)} of "
+            f"{_bytes(memory.usable or 0)}; {f'{fitting} fits' if fitting else 'no other fits either'}"
         )
     if plan.duration is None:
         lines.append("time: launch.hardware describes no device; a file of configs/hardware does")
     else:
-        lines.append(f"bottleneck: {plan.duration.bottleneck}. {plan.duration.advice}")
+        lines.append(f"bottleneck: {plan.duration.bottleneck}: {plan.duration.advice}")
     return lines
 
 

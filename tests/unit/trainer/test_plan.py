@@ -43,7 +43,7 @@ def test_tables_say_what_the_object_says(plan: Plan) -> None:
     assert f"optimizer steps {plan.steps}" in cells
     assert plan.duration is not None
     assert f"images/s {plan.duration.images_per_s:,.0f}" in cells
-    assert any(cell.startswith(f"bottleneck: {plan.duration.bottleneck}. ") for cell in cells)
+    assert any(cell.startswith(f"bottleneck: {plan.duration.bottleneck}: ") for cell in cells)
 
 
 def test_what_does_not_fit_is_said(plan: Plan) -> None:
@@ -52,6 +52,7 @@ def test_what_does_not_fit_is_said(plan: Plan) -> None:
     show_plan(small, Console(file=text, width=120))
 
     assert "does not fit: data.micro_batch_size=32 needs" in text.getvalue()
+    assert "; 4 fits" in text.getvalue()
 
 
 def test_a_batch_that_cannot_be_dealt_to_the_devices_is_refused() -> None:

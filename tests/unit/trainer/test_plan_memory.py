@@ -79,6 +79,8 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
         return memory(2, **device, data__micro_batch_size=size, data__global_batch_size=8 * size)[0].fits
 
     assert found.fits
+    assert found.fitting_micro_batch == 16  # all that a device has of a batch of 32
+    assert found.totals[16] == found.total
     assert largest > 64
     assert fits(largest)
     assert not fits(largest + 2)
@@ -87,7 +89,7 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
 def test_what_has_no_room_even_without_images_fits_no_micro_batch() -> None:
     planned, _ = memory(trainer__accelerator="cpu", launch__hardware__memory_gb=0.0001)
 
-    assert (planned.fits, planned.largest_micro_batch) == (False, 0)
+    assert (planned.fits, planned.largest_micro_batch, planned.fitting_micro_batch) == (False, 0, None)
 
 
 def test_a_checkpoint_has_the_size_of_a_real_one(

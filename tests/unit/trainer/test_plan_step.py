@@ -6,12 +6,14 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
+from configs.problems import ConfigError
 from configs.schema import Config
 from tests.unit.trainer.settings import settings
 from trainer.network import build_network
 from trainer.optimization import build_optimizer
 from trainer.plan_memory import plan_memory
-from trainer.plan_step import FakeTraining, StepTracker
+from trainer.plan_step import FakeTraining
+from trainer.plan_tracker import StepTracker
 
 PAPER = {
     # Tan and Le, ICML 2019, table 2 and section 4: image size, millions of parameters, billions of multiply-adds
@@ -135,7 +137,9 @@ def test_fewer_bits_are_less_memory_and_larger_batches_are_more_by_the_image() -
     assert macs[32] == 4 * macs[8]
 
 
-@pytest.mark.parametrize(("opt", "copies"), [("sgd", 1), ("adamw", 2), ("rmsproptf", 2)])
+@pytest.mark.parametrize(
+    ("opt", "copies"), [("sgd", 1), ("adamw", 2), ("rmsproptf", 2), ("lamb", 2), ("nadam", 2), ("muon", 1)]
+)
 def test_the_optimizers_state_is_that_of_a_real_one(opt: str, copies: int) -> None:
     config = settings(**SMALL, optimizer__opt=opt)
     update = FakeTraining(config).update()
@@ -151,6 +155,18 @@ def test_the_optimizers_state_is_that_of_a_real_one(opt: str, copies: int) -> No
     assert update.state_bytes == sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     assert update.state_bytes == pytest.approx(copies * weights, rel=0.01)
+
+
+def test_an_optimizer_that_cannot_step_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kron can only be tried"):
+        FakeTraining(settings(**SMALL, optimizer__opt="kron")).update()
+
+
+def test_a_micro_batch_too_small_for_batchnorm_is_refused() -> None:
+    training = FakeTraining(settings(**{**SMALL, "data__image_size": 32}))
+
+    with pytest.raises(ConfigError, match="more than 1 value per channel"):
+        training.run(1, gradients_stay=True)
 
 
 @pytest.mark.gpu
