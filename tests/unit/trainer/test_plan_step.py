@@ -138,7 +138,7 @@ def test_fewer_bits_are_less_memory_and_larger_batches_are_more_by_the_image() -
 
 
 @pytest.mark.parametrize(
-    ("opt", "copies"), [("sgd", 1), ("adamw", 2), ("rmsproptf", 2), ("lamb", 2), ("nadam", 2), ("muon", 1)]
+    ("opt", "copies"), [("sgd", 1), ("adamw", 2), ("rmsproptf", 2), ("lamb", 2), ("nadam", 2), ("novograd", 1)]
 )
 def test_the_optimizers_state_is_that_of_a_real_one(opt: str, copies: int) -> None:
     config = settings(**SMALL, optimizer__opt=opt)
