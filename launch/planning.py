@@ -31,7 +31,7 @@ def plan(files: Sequence[str], overrides: Sequence[str], *, samples: int | None,
     if not isinstance(trainer.devices, int) and trainer.strategy != "single" and elsewhere:
         accepted = "a number: what the nodes have cannot be seen from here"
         raise ConfigError([Problem(key="trainer.devices", received=shown(trainer.devices), accepted=accepted)])
-    command = [sys.executable, "-m", "trainer.plan", f"--devices={resolve_devices(config)}"]
+    command = [sys.executable, "-m", "trainer.planning.plan", f"--devices={resolve_devices(config)}"]
     command += [*([f"--samples={samples}"] if samples is not None else []), *(["--json"] if as_json else [])]
     # Not through a file: a plan leaves nothing behind.
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""``python -m trainer.plan``: what a run will need and how long it will take, before it runs (``effnet plan``)."""
+"""``python -m trainer.planning.plan``: what a run will need and how long it will take, before it runs."""
 
 import argparse
 import json
@@ -13,13 +13,13 @@ from configs.problems import ConfigError, Problem
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE
 from configs.schema import Config
 from trainer.network import image_size
-from trainer.plan_data import Samples, find_samples
-from trainer.plan_limits import Duration, plan_duration
-from trainer.plan_memory import CheckpointSize, Memory, gradients_stay, plan_checkpoints, plan_memory
-from trainer.plan_network import Traffic, plan_traffic
-from trainer.plan_step import FakeTraining
-from trainer.plan_tables import show_plan
-from trainer.plan_time import DeviceTime, peak_flops, plan_device_time
+from trainer.planning.data import Samples, find_samples
+from trainer.planning.limits import Duration, plan_duration
+from trainer.planning.memory import CheckpointSize, Memory, gradients_stay, plan_checkpoints, plan_memory
+from trainer.planning.network import Traffic, plan_traffic
+from trainer.planning.step import FakeTraining
+from trainer.planning.tables import show_plan
+from trainer.planning.time import DeviceTime, peak_flops, plan_device_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def main() -> int:
     """Read a configuration from standard input, as JSON, and print its plan."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.plan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainer.planning.plan", description=__doc__)
     parser.add_argument("--devices", type=int, required=True, help="devices of each node")
     parser.add_argument("--samples", type=int, help="training samples of an epoch")
     parser.add_argument("--json", action="store_true", help="the same as one object of JSON")

@@ -16,7 +16,7 @@ from configs.schema import Config
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size
 from trainer.optimization import build_optimizer
-from trainer.plan_tracker import Kernel, StepTracker
+from trainer.planning.tracker import Kernel, StepTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class FakeTraining:
         self._dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
         with torch.device("meta"):
             self.network = build_network(config, restored=True)
+        if config.trainer.gradient_checkpointing:
+            self.network.set_grad_checkpointing()  # type: ignore[operator]
         with self._mode:
             for module in self.network.modules():
                 for name, parameter in list(module._parameters.items()):
@@ -111,8 +113,9 @@ class FakeTraining:
         with self._mode:
             self._set_gradients(there=gradients_stay)
             with StepTracker(self._resident()) as tracker:
-                pixels = torch.empty((images, self._config.model.in_chans, self._size, self._size), dtype=torch.uint8)
-                targets = torch.zeros(images, dtype=torch.long)
+                count = images * (self._config.data.augmentation.aug_splits or 1)
+                pixels = torch.empty((count, self._config.model.in_chans, self._size, self._size), dtype=torch.uint8)
+                targets = torch.zeros(count, dtype=torch.long)
                 inputs = self._module.normalise(pixels)
                 self.network.train()
                 tracker.kernels.clear()

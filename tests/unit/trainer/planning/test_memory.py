@@ -8,8 +8,8 @@ import pytest
 from configs.load import load_config
 from configs.run import RunDirectory
 from tests.unit.trainer.settings import settings
-from trainer.plan_memory import ZERO_BUCKET, Memory, gradients_stay, plan_checkpoints, plan_memory
-from trainer.plan_step import FakeTraining
+from trainer.planning.memory import ZERO_BUCKET, Memory, gradients_stay, plan_checkpoints, plan_memory
+from trainer.planning.step import FakeTraining
 
 TINY = {"model__compound_phi": -12, "data__image_size": 64, "data__num_classes": 10, "data__micro_batch_size": 16}
 
@@ -41,6 +41,18 @@ def test_without_accumulation_one_device_has_gradients_only_as_activations_go() 
     accumulating, _ = memory(ema__enabled=False, optimizer__opt="sgd", data__global_batch_size=32)
 
     assert 0 < accumulating.total - alone.total <= 4.2 * parameters
+
+
+def test_gradient_checkpointing_keeps_less_and_views_of_a_sample_more() -> None:
+    plain, _ = memory()
+    views = {
+        "loss__name": "jsd",
+        "data__augmentation__aug_splits": 3,
+        "data__augmentation__auto_augment": "augmix-m3-w3",
+    }
+
+    assert memory(trainer__gradient_checkpointing=True)[0].activations < 0.8 * plain.activations
+    assert memory(**views)[0].activations == pytest.approx(3 * plain.activations, rel=0.1)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -9,7 +9,7 @@ from datamodules.indexing.index_files import beside
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import expand
 from tests.unit.trainer.settings import settings
-from trainer.plan_data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, find_samples
+from trainer.planning.data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, find_samples
 
 
 def test_the_index_says_how_many_there_are_and_how_large(shards: Path) -> None:

@@ -17,7 +17,7 @@ Kernel = tuple[int, int]
 class StepTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows which tensors are alive, and what each operation reads, writes and computes. Real tensors or fake ones.
 
-    torch's own MemTracker finds the same peak (`tests/unit/trainer/test_plan_step.py`), but looks at all modules
+    torch's own MemTracker finds the same peak (`tests/unit/trainer/planning/test_step.py`), but looks at all modules
     at each operation, which is slow on large networks.
 
     Attributes:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from trainer.plan import Plan
+    from trainer.planning.plan import Plan
 
 PARTS = {
     "weights": "weights",

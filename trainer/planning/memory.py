@@ -7,7 +7,7 @@ from typing import Final
 from torch import nn
 
 from configs.schema import Config
-from trainer.plan_step import FakeTraining, Pass, Update
+from trainer.planning.step import FakeTraining, Pass, Update
 
 FP32: Final = 4
 ZERO_BUCKET: Final = 200_000_000

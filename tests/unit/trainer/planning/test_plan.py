@@ -10,8 +10,8 @@ from rich.console import Console
 from configs.load import load_config
 from configs.problems import ConfigError
 from configs.schema import Config
-from trainer.plan import Plan, as_json, make_plan
-from trainer.plan_tables import show_plan
+from trainer.planning.plan import Plan, as_json, make_plan
+from trainer.planning.tables import show_plan
 
 
 def config(*overrides: str) -> Config:

@@ -6,11 +6,11 @@ from configs.load import load_config
 from configs.problems import ConfigError
 from configs.schema import Config
 from tests.unit.trainer.settings import settings
-from trainer.plan_data import Samples
-from trainer.plan_limits import Duration, loading_cores, plan_duration
-from trainer.plan_network import plan_traffic
-from trainer.plan_step import FakeTraining, Pass, Update
-from trainer.plan_time import OPERATION_S, DeviceTime, peak_flops, plan_device_time, roofline
+from trainer.planning.data import Samples
+from trainer.planning.limits import Duration, loading_cores, plan_duration
+from trainer.planning.network import plan_traffic
+from trainer.planning.step import FakeTraining, Pass, Update
+from trainer.planning.time import OPERATION_S, DeviceTime, peak_flops, plan_device_time, roofline
 
 A100 = "configs/hardware/1x8_a100.yaml"
 SAMPLES = Samples(training=1_000_000, validation=50_000, bytes_each=100_000, source="test")

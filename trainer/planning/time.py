@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config, Hardware
-from trainer.plan_step import Pass, Update
-from trainer.plan_tracker import Kernel
+from trainer.planning.step import Pass, Update
+from trainer.planning.tracker import Kernel
 
 MEMORY_SHARE: Final = 0.36
 """Of the peak bandwidth of memory that is reached, by what operations read and write at least: 2,489 images/s of B0 and

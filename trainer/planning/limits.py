@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.schema import Config
-from trainer.plan_data import Samples
-from trainer.plan_network import Traffic
-from trainer.plan_time import DeviceTime
+from trainer.planning.data import Samples
+from trainer.planning.network import Traffic
+from trainer.planning.time import DeviceTime
 
 Limit = Literal["device", "network", "storage", "cpus"]
 

@@ -1,0 +1,1 @@
+"""Planning a run before it runs: ``effnet plan``."""
