@@ -30,6 +30,13 @@ FIXED: Final = re.compile(
     r"|model\.(name|compound_phi|width_multiplier|depth_multiplier|in_chans|head_hidden_features)"
     r"|model\.(pretrained|checkpoint_path)"
 )
+# Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
+YOUNGER: Final = re.compile(
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay"
+    r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
+)
+# What decides when and on what a network is validated, by which the schedule `plateau` goes.
+MEASURED: Final = re.compile(r"data\.val_shards|trainer\.check_val_every_n_epoch")
 UNSPOKEN: Final = re.compile(r"resume\..*|name|run_id|runs_dir")
 
 
@@ -45,7 +52,12 @@ class Change:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that define the experiment, by dotted key."""
-    return {key: value for key, value in leaves(config).items() if not NOT_IDENTITY.fullmatch(key)}
+    defaults = _defaults()
+    return {
+        key: value
+        for key, value in leaves(config).items()
+        if not NOT_IDENTITY.fullmatch(key) and not (YOUNGER.fullmatch(key) and value == defaults[key])
+    }
 
 
 def changes(old: Mapping[str, Any], new: Config) -> list[Change]:
@@ -60,7 +72,7 @@ def changes(old: Mapping[str, Any], new: Config) -> list[Change]:
 
 
 def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
-    defaults = leaves(Config(data=Data(train_shards="", val_shards="")))
+    defaults = _defaults()
     for key, value in leaves(new).items():
         if UNSPOKEN.fullmatch(key):
             continue
@@ -69,6 +81,10 @@ def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
             kind = _kind(key)
             if key == "optimizer.weight_decay" and 0 in (before, value):
                 kind = "impossible"  # with none, timm's optimizers have one group of parameters, else two
+            if key == "optimizer.layer_decay" and None in (before, value):
+                kind = "impossible"  # with one, a group of parameters for each layer
+            if MEASURED.fullmatch(key) and new.scheduler.sched == "plateau":
+                kind = "inexact"
             yield Change(key=key, old=shown(before), new=shown(value), kind=kind)
 
 
@@ -83,6 +99,10 @@ def refusals(found: list[Change], *, run_id: str, allow: bool) -> list[Problem]:
             advice += ", or resume.allow_changes=true"
             problems.append(Problem(key=change.key, received=change.new, accepted=advice))
     return problems
+
+
+def _defaults() -> dict[str, Any]:
+    return leaves(Config(data=Data(train_shards="", val_shards="")))
 
 
 def _kind(key: str) -> Kind:

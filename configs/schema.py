@@ -60,6 +60,9 @@ class Augmentation(Section):
     ) = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
+    aug_splits: Annotated[int, Field(ge=2)] | None = None
+    """Views of each sample that `loss.name=jsd` compares (AugMix: 3): one only cropped and flipped, the others of the
+    same crop augmented too. All are in the sample's micro-batch, which is so many times as large. None is off."""
     random_erasing_prob: Fraction = 0.0
     """Probability that timm's RandomErasing blanks a part of an image, on the device, after normalisation."""
     random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
@@ -162,8 +165,15 @@ class Model(Section):
 
 
 class Loss(Section):
-    """Cross entropy, and the mixing of samples that feeds it."""
+    """timm's losses, and the mixing of samples that feeds them."""
 
+    name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
+    """`bce` is binary cross entropy of each class (Wightman et al., arXiv 2110.00476); `jsd` cross entropy of clean
+    images plus the Jensen-Shannon divergence of their augmented views (AugMix, Hendrycks et al., arXiv 1912.02781)."""
+    bce_target_thresh: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Targets above it become 1, all others 0: of mixed images both classes count (bce only). None leaves them."""
+    bce_sum: bool = False
+    """Sum the loss over the classes rather than take their mean (bce only)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability mass spread evenly over all classes."""
     mixup_alpha: NonNegativeFloat = 0.0
@@ -189,6 +199,9 @@ class Optimizer(Section):
     """Weight decay, in the optimizer's own sense (Google's EfficientNet: 1e-5)."""
     momentum: Fraction = 0.9
     """Momentum, where the optimizer has one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer to the one before it, the head having `lr` (BEiT, arXiv 2106.08254):
+    for fine-tuning. None has one rate for all."""
     kwargs: dict[str, bool | int | float | str | tuple[float, ...]] = {}
     """Further arguments of that optimizer, such as `eps`, `alpha`, `betas`; `{}` drops those of an earlier file."""
 
@@ -196,18 +209,29 @@ class Optimizer(Section):
 class Scheduler(Section):
     """timm's learning-rate schedules, advanced at each optimizer step."""
 
-    sched: Literal["cosine", "tanh", "step", "poly", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    sched: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau"] = "cosine"
+    """Shape after the warm-up. `plateau` lowers the rate when validation has stopped to improve (torch's
+    ReduceLROnPlateau); all others are functions of the number of steps."""
     warmup_epochs: NonNegativeFloat = 5.0
     """Linear warm-up from warmup_lr, inside the total number of epochs."""
     warmup_lr: NonNegativeFloat = 1e-6
     """Learning rate at the first step of a warm-up."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end (cosine, tanh, poly)."""
+    """Learning rate at the end (cosine, tanh, poly, wsd, rsqrt); the lowest (plateau)."""
     decay_epochs: PositiveFloat | None = None
-    """Epochs between decays (step only)."""
+    """Epochs between decays (step), or of the decay at the end, below 1 its share of what follows the warm-up (wsd,
+    rsqrt; None is 0.2)."""
+    decay_milestones: tuple[PositiveFloat, ...] = ()
+    """Epochs at which the rate decays (multistep only)."""
     decay_rate: PositiveFloat | None = None
-    """Factor of a decay (step), power (poly)."""
+    """Factor of a decay (step, multistep, plateau), power (poly)."""
+    monitor: ValidationMetric | None = None
+    """Validation metric that plateau goes by; None is `val/ema_top1`, or `val/top1` where no average is kept."""
+    patience_validations: NonNegativeInt = 10
+    """Validations in a row without improvement that plateau lets pass before it decays."""
+    kwargs: dict[str, int | float | str] = {}
+    """Further arguments of that schedule: `cycle_mul`, `cycle_decay`, `cycle_limit` (cosine, tanh, poly), `k_decay`
+    (cosine, poly), `decay_fn` (wsd, rsqrt), `stable_timescale` in epochs (rsqrt)."""
 
 
 class Ema(Section):
@@ -240,8 +264,9 @@ class Trainer(Section):
     """Optimizer steps after which training ends early; the schedule still spans max_epochs. None is no such limit."""
     gradient_clip_val: PositiveFloat | None = None
     """Bound on the gradient; None is off."""
-    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """What gradient_clip_val bounds."""
+    gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
+    """What gradient_clip_val bounds: the norm of all, each value, or (agc, such as 0.01) the norm of each unit's
+    gradient as a share of that of its weights, but for the classifier's (Brock et al., arXiv 2102.06171)."""
     check_val_every_n_epoch: PositiveInt = 1
     """Epochs between validations."""
     log_every_n_steps: PositiveInt = 50
@@ -536,6 +561,11 @@ class Config(Section):
     def monitor(self) -> str:
         """The validation metric by which a checkpoint is better than another."""
         return self.checkpoint.monitor or ("val/ema_top1" if self.ema.enabled else "val/top1")
+
+    @property
+    def plateau_monitor(self) -> str:
+        """The validation metric by which the schedule `plateau` decays."""
+        return self.scheduler.monitor or ("val/ema_top1" if self.ema.enabled else "val/top1")
 
     @property
     def width_and_depth(self) -> tuple[float, float] | None:

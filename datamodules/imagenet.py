@@ -270,7 +270,8 @@ class ImageNetDataModule(LightningDataModule):
         batch_size = self.data.micro_batch_size if training else self.data.eval_batch_size
         options: dict[str, Any] = {"batch_size": batch_size, "pin_memory": self.pin_memory}
         if self.data.decoder == "cpu":
-            image_bytes = self.in_chans * self.image_size**2
+            views = (self.data.augmentation.aug_splits if training else None) or 1
+            image_bytes = views * self.in_chans * self.image_size**2
             return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
         self._device_decoders[training] = DeviceDecoder(on_cpu, source, self.image_size)
         in_workers = WithEpoch(stage(LeaveEncoded(transform)))

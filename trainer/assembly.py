@@ -103,6 +103,8 @@ def build_trainer(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     # Named, because by itself Lightning takes what it detects: inside a Slurm allocation, Slurm's tasks.
     environment = TorchElasticEnvironment() if processes.is_distributed else LightningEnvironment()
+    # What Lightning does not know, the module does by itself.
+    clips = config.trainer.gradient_clip_val is not None and config.trainer.gradient_clip_algorithm != "agc"
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": processes.local_world_size,
@@ -113,8 +115,8 @@ def build_trainer(
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,
-        "gradient_clip_val": config.trainer.gradient_clip_val,
-        "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if config.trainer.gradient_clip_val else None,
+        "gradient_clip_val": config.trainer.gradient_clip_val if clips else None,
+        "gradient_clip_algorithm": config.trainer.gradient_clip_algorithm if clips else None,
         "check_val_every_n_epoch": config.trainer.check_val_every_n_epoch,
         "log_every_n_steps": config.trainer.log_every_n_steps,
         # Each epoch asks the data module for the rest of that epoch: epochs differ by a step where a batch spans their

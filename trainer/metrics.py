@@ -75,12 +75,13 @@ class TrainingMetrics(Callback):
         self._count_bad(trainer, int(substituted), samples)
         elapsed = time.monotonic() - self._last_time
         images = (step - self._last_step) * self._config.data.global_batch_size
+        group = trainer.optimizers[0].param_groups[0]  # with optimizer.layer_decay, the first layer's
         self.last_row = {
             "train/loss": loss / samples if samples else math.nan,
             "train/top1": correct / samples if samples else math.nan,
             "train/skipped_steps": float(skipped),
             "data/bad_samples": float(self._bad),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": group["lr"] / group.get("lr_scale", 1.0),
             "throughput/images_per_second": images / elapsed,
         }
         log_row(trainer, self.last_row)

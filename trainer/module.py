@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import adaptive_clip_grad
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from configs.batches import BatchLayout
-from configs.schema import Augmentation, Config
+from configs.schema import Config
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from datamodules.streaming.transforms import channel_statistics
+from trainer.losses import build_erasing, build_loss, build_mixup
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
+from trainer.plateau import PlateauScheduler
 
 
 class StepSkipped(Exception):  # noqa: N818 - not an error
@@ -52,8 +53,8 @@ class EfficientNetModule(LightningModule):
         self.train_sums = torch.zeros(4)
         self.losses = torch.zeros(1)
         self.skipped, self.skipped_steps = False, 0
-        self._mixup, self._loss = _mixup_and_loss(config)
-        self._erasing = _random_erasing(config.data.augmentation)
+        self._mixup, self._loss = build_mixup(config), build_loss(config)
+        self._erasing = build_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
         self._sums: dict[str, torch.Tensor] = {}
@@ -130,8 +131,8 @@ class EfficientNetModule(LightningModule):
         else:
             logits = self.network(images)
         loss: torch.Tensor = self._loss(logits.float(), targets)
-        correct = (logits.detach().argmax(1) == batch.targets).sum()
         size = len(batch.targets)
+        correct = (logits.detach()[:size].argmax(1) == batch.targets).sum()  # of several views, the clean ones
         value = loss.detach().float()
         parts = torch.stack([value * size, correct, torch.full_like(correct, size), batch.substituted.sum()])
         finite = value.isfinite()
@@ -140,6 +141,17 @@ class EfficientNetModule(LightningModule):
         self.losses[batch_idx % len(self.losses)] = value
         # A loss that is not finite makes its gradients NaN, and so, summed, those of all ranks; any other is unchanged.
         return loss * torch.where(finite, 1.0, torch.nan)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, and beside its algorithms timm's adaptive gradient clipping."""
+        trainer = self.config.trainer
+        if trainer.gradient_clip_algorithm == "agc":
+            parameters = model_parameters(self.network, exclude_head=True)
+            adaptive_clip_grad(parameters, clip_factor=trainer.gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(
         self,
@@ -184,6 +196,10 @@ class EfficientNetModule(LightningModule):
                 raise RuntimeError(f"validation saw {count:.0f} samples, the index has {expected}")
             metrics |= {f"val/{prefix}loss": loss / count, f"val/{prefix}top1": top1 / count}
             metrics |= {f"val/{prefix}top5": top5 / count}
+        if self.trainer.state.fn == "fit":
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
+            if isinstance(schedule, PlateauScheduler):  # all ranks have the same metrics
+                schedule.validated(metrics[self.config.plateau_monitor])
         self.log_dict(metrics, logger=False, rank_zero_only=True)
         log_row(self.trainer, metrics)
 
@@ -208,33 +224,3 @@ class EfficientNetModule(LightningModule):
         yield "", self.network
         if self.average is not None:
             yield "ema_", self.average
-
-
-def _random_erasing(augmentation: Augmentation) -> RandomErasing | None:
-    """Timm's, of 2% to a third of the area and an aspect ratio of 0.3 to 3.3 (Zhong et al., arXiv 1708.04896)."""
-    if not augmentation.random_erasing_prob:
-        return None
-    return RandomErasing(
-        augmentation.random_erasing_prob,
-        mode=augmentation.random_erasing_mode,
-        max_count=augmentation.random_erasing_count,
-        device="cpu",
-    )
-
-
-def _mixup_and_loss(config: Config) -> tuple[Mixup | None, nn.Module]:
-    loss = config.loss
-    if loss.mixup_alpha or loss.cutmix_alpha:
-        mixup = Mixup(
-            mixup_alpha=loss.mixup_alpha,
-            cutmix_alpha=loss.cutmix_alpha,
-            prob=loss.mixup_prob,
-            switch_prob=loss.mixup_switch_prob,
-            mode=loss.mixup_mode,
-            label_smoothing=loss.label_smoothing,
-            num_classes=config.data.num_classes,
-        )
-        return mixup, SoftTargetCrossEntropy()
-    if loss.label_smoothing:
-        return None, LabelSmoothingCrossEntropy(loss.label_smoothing)
-    return None, nn.CrossEntropyLoss()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from configs import schema
 from configs.problems import ConfigError, Problem, shown
+from trainer.plateau import PlateauScheduler
 
 
 def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimizer:
@@ -27,6 +28,7 @@ def build_optimizer(network: nn.Module, optimizer: schema.Optimizer) -> Optimize
             lr=optimizer.lr,
             weight_decay=optimizer.weight_decay,
             momentum=optimizer.momentum,
+            layer_decay=optimizer.layer_decay,
             **optimizer.kwargs,
         )
     # timm asserts that there is a CUDA device where its package for an optimizer needs one.
@@ -66,30 +68,40 @@ def _check_optimizer(optimizer: schema.Optimizer) -> None:
 def build_scheduler(
     optimizer: Optimizer, scheduler: schema.Scheduler, *, max_epochs: int, updates_per_epoch: float
 ) -> Scheduler:
-    """Timm's schedule, a function of the number of optimizer steps alone.
+    """Timm's schedule, a function of the number of optimizer steps alone, or a PlateauScheduler.
 
     Args:
         optimizer: Whose learning rates it sets.
         scheduler: Shape, warm-up and decay, in epochs.
         max_epochs: Epochs that it spans.
         updates_per_epoch: Optimizer steps in an epoch; a fraction where a batch spans two epochs.
+
+    Raises:
+        ConfigError: If the epochs are too few steps for what it is to do in them.
     """
-    optional: dict[str, Any] = {}
-    if scheduler.decay_epochs is not None:
-        optional["decay_epochs"] = scheduler.decay_epochs
-    if scheduler.decay_rate is not None:
-        optional["decay_rate"] = scheduler.decay_rate
-    built, _ = create_scheduler_v2(
-        optimizer,
-        sched=scheduler.sched,
-        num_epochs=max_epochs,
-        warmup_epochs=scheduler.warmup_epochs,
-        warmup_lr=scheduler.warmup_lr,
-        min_lr=scheduler.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-        **optional,
-    )
+    if scheduler.sched == "plateau":
+        return PlateauScheduler(optimizer, scheduler, warmup_t=scheduler.warmup_epochs * updates_per_epoch)
+    optional: dict[str, Any] = {**scheduler.kwargs}
+    for name in ("decay_epochs", "decay_rate"):
+        if getattr(scheduler, name) is not None:
+            optional[name] = getattr(scheduler, name)
+    if scheduler.decay_milestones:
+        optional["decay_milestones"] = scheduler.decay_milestones
+    try:
+        built, _ = create_scheduler_v2(
+            optimizer,
+            sched=scheduler.sched,
+            num_epochs=max_epochs,
+            warmup_epochs=scheduler.warmup_epochs,
+            warmup_lr=scheduler.warmup_lr,
+            min_lr=scheduler.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+            **optional,
+        )
+    except ValueError as error:
+        accepted = f"a schedule that has room in {max_epochs} epochs of {updates_per_epoch:g} steps ({error})"
+        raise ConfigError([Problem(key="scheduler.sched", received=scheduler.sched, accepted=accepted)]) from None
     assert isinstance(built, Scheduler)
     built.step_update(0)
     return built

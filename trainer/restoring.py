@@ -7,6 +7,7 @@ from pytorch_lightning import Trainer
 from configs.schema import Config
 from trainer.network import build_network
 from trainer.optimization import build_optimizer, build_scheduler
+from trainer.plateau import PlateauScheduler
 
 
 def set_loops(trainer: Trainer, *, step: int, epoch: int) -> None:
@@ -31,5 +32,8 @@ def take_settings_over(trainer: Trainer, config: Config) -> None:
     for group, settings in zip(trainer.optimizers[0].param_groups, fresh.param_groups, strict=True):
         group.update({key: value for key, value in settings.items() if key != "params"})
     schedule: Any = trainer.lr_scheduler_configs[0].scheduler
-    schedule.load_state_dict(as_new.state_dict())
+    state = as_new.state_dict()
+    if isinstance(schedule, PlateauScheduler) and isinstance(as_new, PlateauScheduler):
+        state = schedule.with_validations_of_this(state)
+    schedule.load_state_dict(state)
     schedule.step_update(num_updates=trainer.global_step + order.passed_over)

@@ -72,11 +72,13 @@ class RandomCrop:
         *,
         interpolations: Sequence[str],
         after: Sequence[PilTransform] = (),
+        views: int | None = None,
     ) -> None:
         self.image_size = image_size
         self.augmentation = augmentation
         self.interpolations = interpolations
         self.after = after
+        self.views = views
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
         """One image of a training batch."""
@@ -95,11 +97,16 @@ class RandomCrop:
         return Geometry(image_size, box, (self.image_size, self.image_size), interpolation, flips=flips)
 
     def carry_out(self, image: EncodedImage, geometry: Geometry) -> torch.Tensor:
-        """Decode, crop, resize and flip as was drawn; then draw and apply what changes colours or turns the image."""
+        """Decode, crop, resize and flip as was drawn; then draw and apply what changes colours or turns the image.
+
+        Of several views the first is left as it is then, and each other drawn anew, as in timm's AugMixDataset.
+        """
         _, _, rows, columns = geometry.box
         divisor = next(n for n in DIVISORS if n == 1 or min(rows, columns) >= 2 * n * self.image_size)
         crop = torch.from_numpy(image.pixels(geometry.box, divisor))
         found = geometry.finish(resize(crop, geometry.size, geometry.interpolation))
+        if self.views is not None:
+            return torch.stack([found, *(_through_pillow(found, self.after) for _ in range(self.views - 1))])
         return _through_pillow(found, self.after) if self.after else found
 
 

@@ -10,7 +10,8 @@ from datamodules.streaming.source import RawSample
 from datamodules.streaming.transforms import Transform
 
 Decoded = tuple[torch.Tensor, int, int, float, bool]
-"""Image (C, H, W) uint8, label, sample number, weight, and whether it stands in for another."""
+"""Image (C, H, W) uint8, or several views of it (views, C, H, W); label, sample number, weight, and whether it
+stands in for another."""
 
 
 class Decode:

@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     """What a device takes at once.
 
     Attributes:
-        images: (N, C, H, W) uint8, in memory as (N, H, W, C): torch's channels_last.
+        images: (N, C, H, W) uint8, in memory as (N, H, W, C): torch's channels_last. Of several views of each sample
+            (`data.augmentation.aug_splits`) first the clean one of all, then the second of all, and so on.
         targets: (N,) int64, class numbers.
         samples: (N,) int64, numbers of the samples in their split.
         weights: (N,) float32, 1 for a sample, 0 for padding.
@@ -61,6 +62,8 @@ class Collate:
     def __call__(self, samples: list[Decoded]) -> Batch:
         """Make a batch: in a worker its images are a stand-in until they arrive in the training process."""
         images, *columns = zip(*samples, strict=True)
+        if images[0].ndim == 4:
+            images = tuple(view for views in zip(*images, strict=True) for view in views)
         return Batch(self._stack(images), *(torch.tensor(column) for column in columns))
 
     def _stack(self, images: Sequence[torch.Tensor]) -> Any:

@@ -17,7 +17,7 @@ Transform = Callable[[EncodedImage], torch.Tensor]
 
 
 def training_transform(data: Data, image_size: int) -> RandomCrop | CenterCrop:
-    """The training transform: an encoded image to (C, image_size, image_size) uint8."""
+    """The training transform: an encoded image to (C, image_size, image_size) uint8; of views, several."""
     augmentation = data.augmentation
     if not augmentation.enabled:
         interpolation = "bilinear" if data.interpolation == "random" else data.interpolation
@@ -27,6 +27,7 @@ def training_transform(data: Data, image_size: int) -> RandomCrop | CenterCrop:
         augmentation,
         interpolations=("bilinear", "bicubic") if data.interpolation == "random" else (data.interpolation,),
         after=_pil_transforms(data, image_size),
+        views=augmentation.aug_splits,
     )
 
 

@@ -1,10 +1,13 @@
 """What may differ between two attempts of a run, and what is said about the rest."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.changes import changes, refusals
+from configs.changes import YOUNGER, changes, identity, refusals
+from configs.load import load_config
+from configs.run import RunDirectory
 from tests.unit.configs.loading import config_of
 
 
@@ -95,6 +98,33 @@ def test_a_setting_that_an_older_effnet_did_not_have_was_as_its_default_is() -> 
 
     assert kinds(old) == {}
     assert kinds(old, "ema.decay=0.5") == {"ema.decay": "inexact"}
+
+
+def test_what_is_validated_is_no_longer_harmless_where_the_schedule_goes_by_it() -> None:
+    plateau = ("scheduler.sched=plateau", "scheduler.decay_rate=0.1")
+
+    assert kinds(saved(*plateau), *plateau, "trainer.check_val_every_n_epoch=2", "data.val_shards=/y.tar") == {
+        "trainer.check_val_every_n_epoch": "inexact",
+        "data.val_shards": "inexact",
+    }
+
+
+def test_layer_decay_makes_other_groups_of_parameters() -> None:
+    assert kinds(saved(), "optimizer.layer_decay=0.8") == {"optimizer.layer_decay": "impossible"}
+    assert kinds(saved("optimizer.layer_decay=0.7"), "optimizer.layer_decay=0.8") == {
+        "optimizer.layer_decay": "inexact"
+    }
+
+
+def test_a_setting_younger_than_run_ids_changes_them_only_where_it_is_not_at_its_default() -> None:
+    assert not any(YOUNGER.fullmatch(key) for key in identity(config_of()))
+    assert identity(config_of("loss.name=bce")) == identity(config_of()) | {"loss.name": "bce"}
+
+
+def test_the_run_id_in_the_readme_is_that_of_its_command() -> None:
+    run = RunDirectory.of(load_config(["configs/experiment/digits.yaml"]).config)
+
+    assert f"{run.run_id}: done" in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 def test_refusals_name_every_setting_with_what_it_was_and_what_would_allow_it() -> None:

@@ -7,6 +7,7 @@ from tests.unit.configs.loading import config_of, problems_of
 
 DEEPSPEED = "trainer.strategy=deepspeed"
 ZERO = (DEEPSPEED, "deepspeed.zero_stage=2", "ema.enabled=false")
+JSD = ("loss.name=jsd", "data.augmentation.aug_splits=3", "data.augmentation.auto_augment=augmix-m3-w3")
 CASES = [
     (("data.micro_batch_size=60",), "data.global_batch_size", "a multiple of data.micro_batch_size = 60"),
     (
@@ -116,6 +117,31 @@ CASES = [
         )
         for name in ("lr", "momentum", "weight_decay")
     ),
+    (("loss.bce_sum=true",), "loss.bce_sum", "false: it has an effect with loss.name = bce only"),
+    (
+        ("loss.bce_target_thresh=0.2",),
+        "loss.bce_target_thresh",
+        "null: it has an effect with loss.name = bce only",
+    ),
+    (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
+    (
+        ("data.augmentation.aug_splits=3",),
+        "data.augmentation.aug_splits",
+        "null without loss.name = jsd, which compares views",
+    ),
+    (
+        ("loss.name=jsd", "data.augmentation.aug_splits=3"),
+        "data.augmentation.aug_splits",
+        "null, or auto_augment such as augmix-m3-w3 by which views differ",
+    ),
+    *(
+        (
+            (*JSD, f"loss.{name}=0.2"),
+            f"loss.{name}",
+            "0 beside loss.name = jsd: views are of one class",
+        )
+        for name in ("mixup_alpha", "cutmix_alpha")
+    ),
     (("scheduler.warmup_epochs=350",), "scheduler.warmup_epochs", "less than trainer.max_epochs = 350"),
     (
         ("scheduler.sched=step", "scheduler.decay_rate=0.9"),
@@ -130,12 +156,74 @@ CASES = [
     (
         ("scheduler.decay_epochs=2",),
         "scheduler.decay_epochs",
-        "null: it has an effect with sched = step only",
+        "null: it has an effect with sched = step or wsd or rsqrt only",
     ),
     (
         ("scheduler.decay_rate=0.9",),
         "scheduler.decay_rate",
-        "null: it has an effect with sched = step and sched = poly only",
+        "null: it has an effect with sched = step or multistep or poly or plateau only",
+    ),
+    *(
+        (
+            (f"scheduler.{setting}",),
+            f"scheduler.{setting.partition('=')[0]}",
+            f"{off}: it has an effect with {only}",
+        )
+        for setting, off, only in (
+            ("decay_milestones=[1, 2]", "[]", "sched = multistep only"),
+            ("monitor=val/loss", "null", "sched = plateau only"),
+            ("patience_validations=3", "10", "sched = plateau only"),
+        )
+    ),
+    *(
+        (
+            ("scheduler.sched=multistep", given),
+            "scheduler.sched",
+            "multistep together with decay_milestones and decay_rate",
+        )
+        for given in ("scheduler.decay_rate=0.1", "scheduler.decay_milestones=[30]")
+    ),
+    *(
+        (("scheduler.sched=plateau", *given), "scheduler.sched", "plateau together with a decay_rate below 1")
+        for given in ((), ("scheduler.decay_rate=1",))
+    ),
+    (
+        ("scheduler.sched=multistep", "scheduler.decay_rate=0.1", "scheduler.decay_milestones=[30, 20]"),
+        "scheduler.decay_milestones",
+        "epochs, each later than the one before it",
+    ),
+    *(
+        ((f"scheduler.sched={sched}", f"scheduler.kwargs={argument}"), "scheduler.kwargs", accepted)
+        for sched, argument, accepted in (
+            ("cosine", "{decay_fn: exp}", "arguments of cosine: cycle_mul, cycle_decay, cycle_limit, k_decay"),
+            ("constant", "{k_decay: 2}", "arguments of constant: it has none"),
+            ("wsd", "{decay_fn: sine}", "decay_fn: linear, 1-sqrt, cosine, power, exp"),
+            ("cosine", "{cycle_limit: 1.5}", "cycle_limit: a whole number above 0"),
+            ("cosine", "{k_decay: much}", "k_decay: a number above 0"),
+        )
+    ),
+    (
+        ("scheduler.sched=plateau", "scheduler.decay_rate=0.1", "scheduler.monitor=val/ema_loss", "ema.enabled=false"),
+        "scheduler.monitor",
+        "a metric of the raw weights, such as val/top1, beside ema.enabled = false",
+    ),
+    (
+        ("scheduler.sched=wsd", "scheduler.decay_epochs=346"),
+        "scheduler.decay_epochs",
+        "at most the 345 epochs of trainer.max_epochs that follow the warm-up",
+    ),
+    (
+        ("scheduler.sched=rsqrt", "scheduler.warmup_epochs=0"),
+        "scheduler.warmup_epochs",
+        "above 0, or scheduler.kwargs={stable_timescale: …}: rsqrt takes one of them for its time scale",
+    ),
+    *(
+        (
+            (*ZERO, f"optimizer.opt={opt}"),
+            "optimizer.opt",
+            "one that treats each weight alone, such as adamw: ZeRO lays the weights of all layers end to end",
+        )
+        for opt in ("lamb", "muon", "lars", "cadamw", "lookahead_lamb")
     ),
     (("trainer.strategy=single", "trainer.devices=2"), "trainer.strategy", "ddp or deepspeed for more than one device"),
     (
@@ -170,7 +258,20 @@ CASES = [
     (
         (*ZERO, "trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=value"),
         "trainer.gradient_clip_algorithm",
-        "norm under DeepSpeed",
+        "norm under DeepSpeed, which clips its parts of the gradient by itself",
+    ),
+    (
+        (*ZERO, "trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=agc"),
+        "trainer.gradient_clip_algorithm",
+        "norm under DeepSpeed, which clips its parts of the gradient by itself",
+    ),
+    *(
+        (
+            (f"trainer.gradient_clip_algorithm={algorithm}",),
+            "trainer.gradient_clip_algorithm",
+            "norm, or a gradient_clip_val beside it",
+        )
+        for algorithm in ("value", "agc")
     ),
     (
         (*ZERO, "model.freeze_backbone_epochs=1"),
@@ -196,6 +297,18 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("trainer.devices=2", "trainer.num_nodes=2"),
         ("trainer.devices=auto", "trainer.num_nodes=3"),
         ("data.micro_batch_size=1",),
+        JSD,
+        ("scheduler.sched=plateau", "scheduler.decay_rate=0.1", "scheduler.monitor=val/loss"),
+        ("scheduler.sched=multistep", "scheduler.decay_rate=0.1", "scheduler.decay_milestones=[30, 60]"),
+        (
+            "scheduler.sched=rsqrt",
+            "scheduler.kwargs={decay_fn: cosine, stable_timescale: 3}",
+            "scheduler.warmup_epochs=0",
+        ),
+        ("scheduler.kwargs={cycle_limit: 2, cycle_mul: 1.5, k_decay: 0.5}",),
+        *((*ZERO, f"optimizer.opt={opt}") for opt in ("adamw", "rmsproptf", "lion", "sgd")),
+        ("trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=agc"),
+        ("loss.name=bce", "loss.bce_target_thresh=0.2", "loss.bce_sum=true", "loss.mixup_alpha=0.2"),
         ("data.mean=[0.5]", "data.std=[0.5]", "model.in_chans=1"),
         ("data.augmentation.scale=[1, 1]",),
         ("data.augmentation.color_jitter=0.4",),

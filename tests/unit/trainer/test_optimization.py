@@ -10,7 +10,9 @@ from torch import nn
 
 from configs import schema
 from configs.problems import ConfigError
+from configs.schema import Scheduler
 from tests.unit.trainer.settings import settings
+from trainer.network import build_network
 from trainer.optimization import build_optimizer, build_scheduler
 
 EPOCHS, UPDATES = 10, 7
@@ -108,6 +110,23 @@ def test_an_optimizer_that_cannot_run_here_is_refused(network: nn.Module) -> Non
     assert caught.value.problems[0].key == "optimizer.opt"
 
 
+def test_layer_decay_is_timms_and_leaves_the_head_its_rate() -> None:
+    network = build_network(settings(model__name="efficientnet_b0", data__num_classes=4, model__head_hidden_features=8))
+    built = build_optimizer(network, optimizer(opt="adamw", lr=0.1, layer_decay=0.5, weight_decay=0.05))
+    build_scheduler(built, settings(scheduler__warmup_epochs=0.0).scheduler, max_epochs=9, updates_per_epoch=7)
+
+    rates = {id(parameter): group["lr"] for group in built.param_groups for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in built.param_groups for parameter in group["params"]}
+    named = dict(network.named_parameters())
+    assert rates.keys() == {id(parameter) for parameter in named.values()}
+    assert {rates[id(p)] for name, p in named.items() if name.startswith("classifier.")} == {0.1}
+    depth = [rates[id(named[f"blocks.{stage}.0.conv_pw.weight"])] for stage in range(1, 7)]
+    assert depth == sorted(depth)
+    assert len(set(depth)) == 6
+    assert rates[id(named["conv_stem.weight"])] < depth[0] < 0.1
+    assert {decay[id(p)] for name, p in named.items() if name.endswith(".bias") or ".bn" in name} == {0}
+
+
 def test_lookahead_wraps_an_optimizer(network: nn.Module) -> None:
     assert type(build_optimizer(network, optimizer(opt="lookahead_sgd"))).__name__ == "Lookahead"
 
@@ -145,6 +164,11 @@ def ours(steps: int = EPOCHS * UPDATES, **changes: Any) -> list[float]:
         {"sched": "poly", "min_lr": 0.01, "decay_rate": 0.9},
         {"sched": "step", "decay_epochs": 2.4, "decay_rate": 0.97},
         {"sched": "constant"},
+        {"sched": "multistep", "decay_milestones": [3.0, 6.5], "decay_rate": 0.1},
+        {"sched": "wsd", "min_lr": 0.01},
+        {"sched": "wsd", "decay_epochs": 3.0, "decay_fn": "exp"},
+        {"sched": "rsqrt", "stable_timescale": 1.5, "decay_epochs": 0.4},
+        {"sched": "cosine", "cycle_mul": 2.0, "cycle_decay": 0.5, "cycle_limit": 2, "k_decay": 0.7},
     ],
     ids=lambda shape: shape["sched"],
 )
@@ -162,7 +186,16 @@ def test_the_learning_rate_of_every_step_is_timms(shape: dict[str, Any], warmup:
     theirs.step_update(0)
 
     steps = (EPOCHS + 2) * UPDATES  # also past the end
-    assert ours(steps, warmup_epochs=warmup, warmup_lr=1e-4, **shape) == curve(theirs, steps)
+    own = {key: value for key, value in shape.items() if key in Scheduler.model_fields}
+    further = {key: value for key, value in shape.items() if key not in own}
+    assert ours(steps, warmup_epochs=warmup, warmup_lr=1e-4, kwargs=further, **own) == curve(theirs, steps)
+
+
+def test_a_schedule_without_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a schedule that has room in 10 epochs of 7 steps") as caught:
+        ours(sched="wsd", decay_epochs=0.001)
+
+    assert caught.value.problems[0].key == "scheduler.sched"
 
 
 def test_the_warm_up_is_linear_and_lies_inside_the_epochs() -> None:
