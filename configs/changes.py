@@ -32,7 +32,7 @@ FIXED: Final = re.compile(
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
-    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay"
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*"
     r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from configs.problems import Problem, shown
-from configs.schema import Augmentation, Config, Scheduler
+from configs.schema import Augmentation, Config, Distillation, Scheduler
 
 Check = Callable[[Config], Iterator[Problem]]
 
@@ -176,6 +176,17 @@ def _loss(config: Config) -> Iterator[Problem]:
             yield _problem(config, f"loss.{name}", "0 beside loss.name = jsd: views are of one class", "loss.name")
 
 
+def _distillation(config: Config) -> Iterator[Problem]:
+    distillation, teacher = config.distillation, "distillation.teacher"
+    for name, field in Distillation.model_fields.items():
+        if distillation.teacher is None and getattr(distillation, name) != field.default:
+            accepted = f"{shown(field.default)}: without distillation.teacher it has no effect"
+            yield _problem(config, f"distillation.{name}", accepted, teacher)
+    if distillation.teacher is not None and distillation.kind == "hard" and distillation.temperature != 1:
+        accepted = "1.0: it has an effect with distillation.kind = soft only"
+        yield _problem(config, "distillation.temperature", accepted, "distillation.kind")
+
+
 def _optimizer(config: Config) -> Iterator[Problem]:
     for name in sorted(config.optimizer.kwargs.keys() & set(OWN_SETTINGS)):
         accepted = f"arguments that are no settings of their own: {name} is optimizer.{name}"
@@ -339,6 +350,7 @@ CHECKS: tuple[Check, ...] = (
     _decoder,
     _model,
     _loss,
+    _distillation,
     _optimizer,
     _schedule,
     _strategy,

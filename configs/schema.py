@@ -188,6 +188,24 @@ class Loss(Section):
     """Whether one mixing ratio holds for a micro-batch, a pair or an element."""
 
 
+class Distillation(Section):
+    """A teacher whose logits the network learns beside the labels (Hinton et al., arXiv 1503.02531)."""
+
+    teacher: str | None = None
+    """Any model of timm by its name, of as many classes, or the directory of a run or of one of its checkpoints: its
+    averaged weights, or the raw ones where there is no average. It sees what the network sees, normalised as it was
+    trained. None is no teacher."""
+    checkpoint_path: str | None = None
+    """timm or safetensors file of a named teacher's weights; None takes timm's published ones (downloaded)."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the teacher's loss; the labels' has the rest."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of both; the teacher's loss is multiplied by its square (soft only)."""
+    kind: Literal["soft", "hard"] = "soft"
+    """`soft` is the KL divergence from the teacher's probabilities, `hard` cross entropy with its answer (DeiT, Touvron
+    et al., arXiv 2012.12877)."""
+
+
 class Optimizer(Section):
     """timm's optimizers, by timm's names. BatchNorm parameters and biases are not decayed."""
 
@@ -545,6 +563,7 @@ class Config(Section):
     data: Data
     model: Model = Model()
     loss: Loss = Loss()
+    distillation: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     ema: Ema = Ema()

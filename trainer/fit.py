@@ -14,6 +14,7 @@ from trainer.checkpoint_files import CHECKPOINT
 from trainer.checkpointing import Checkpointing, Interrupted
 from trainer.checkpoints import CheckpointDirectory
 from trainer.curves import draw_curves
+from trainer.distillation import Distillation, build_teacher
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment
 from trainer.logs import logger
@@ -69,6 +70,8 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule.next_batch = start.next_batch
     module = build_module(config, restored=start.checkpoint is not None)
+    if config.distillation.teacher is not None:
+        module.set_distillation(Distillation(config, *build_teacher(config)))
     for tracker in loggers:
         if isinstance(tracker, SafeWandbLogger):
             tracker.log_hyperparams(config.model_dump(mode="json"))

@@ -19,6 +19,7 @@ from configs.schema import Config
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from datamodules.streaming.transforms import channel_statistics
+from trainer.distillation import Distillation
 from trainer.losses import build_erasing, build_loss, build_mixup
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
@@ -57,11 +58,16 @@ class EfficientNetModule(LightningModule):
         self._erasing = build_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
+        self._distillation: list[Distillation] = []
         self._sums: dict[str, torch.Tensor] = {}
 
     def set_average(self, network: nn.Module) -> None:
         """Evaluate these averaged weights beside the raw ones."""
         self._average = [network]
+
+    def set_distillation(self, distillation: Distillation) -> None:
+        """Learn from a teacher too."""
+        self._distillation = [distillation]
 
     @property
     def average(self) -> nn.Module | None:
@@ -105,6 +111,8 @@ class EfficientNetModule(LightningModule):
         self.losses = torch.zeros(self.layout.accumulate_grad_batches, device=self.device)
         if self._erasing is not None:
             self._erasing.device = self.device
+        for distillation in self._distillation:
+            distillation.to(device=self.device, dtype=next(self.network.parameters()).dtype)
 
     def on_train_epoch_start(self) -> None:
         """Hold the backbone's BatchNorm and dropout still while it is frozen."""
@@ -131,6 +139,8 @@ class EfficientNetModule(LightningModule):
         else:
             logits = self.network(images)
         loss: torch.Tensor = self._loss(logits.float(), targets)
+        for distillation in self._distillation:
+            loss = distillation(images, logits.float(), loss)
         size = len(batch.targets)
         correct = (logits.detach()[:size].argmax(1) == batch.targets).sum()  # of several views, the clean ones
         value = loss.detach().float()

@@ -130,7 +130,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         DataError: If the file is missing or its weights do not fit.
     """
-    state, own = _read_weights(path), network.state_dict()
+    state, own = read_weights(path, key="model.checkpoint_path"), network.state_dict()
     heads = {key for key in own | state if key.startswith(CLASSIFIER)}
     if any(key not in own or key not in state or own[key].shape != state[key].shape for key in heads):
         logger.warning("model.checkpoint_path %s has another classifier: it is left at its initial values", path)
@@ -148,7 +148,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, *, key: str) -> dict[str, torch.Tensor]:
     """Tensors by name from a safetensors file or a pickle, whose code is not run, or from a run or a checkpoint.
 
     Raises:
@@ -158,20 +158,20 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         run = RunDirectory(path)
         found = CheckpointDirectory(run.checkpoints).chosen(None) if run.checkpoints.is_dir() else path
         kinds = load_weights(found)
-        logger.info("model.checkpoint_path: %s weights of %s", "averaged" if "ema" in kinds else "raw", found)
+        logger.info("%s: %s weights of %s", key, "averaged" if "ema" in kinds else "raw", found)
         return kinds.get("ema", kinds["raw"])
     if not path.is_file():
-        raise DataError(f"model.checkpoint_path {path} is neither a file nor a folder")
+        raise DataError(f"{key} {path} is neither a file nor a folder")
     try:
         state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=True, weights_only=True)
     # What timm, torch and safetensors raise for a file that is damaged, or is no file of weights.
     except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, SafetensorError) as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
             raise DataError(
-                f"model.checkpoint_path {path} holds more than tensors and plain values, and code in it is not run: "
+                f"{key} {path} holds more than tensors and plain values, and code in it is not run: "
                 "save its state_dict alone, or as safetensors"
             ) from None
-        raise DataError(f"model.checkpoint_path {path} holds no weights that can be read: {error}") from None
+        raise DataError(f"{key} {path} holds no weights that can be read: {error}") from None
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DataError(f"model.checkpoint_path {path} holds no weights by name")
+        raise DataError(f"{key} {path} holds no weights by name")
     return state

@@ -123,6 +123,24 @@ CASES = [
         "loss.bce_target_thresh",
         "null: it has an effect with loss.name = bce only",
     ),
+    *(
+        (
+            (f"distillation.{name}={value}",),
+            f"distillation.{name}",
+            f"{default}: without distillation.teacher it has no effect",
+        )
+        for name, value, default in (
+            ("checkpoint_path", "w.pth", "null"),
+            ("alpha", "0.7", "0.5"),
+            ("temperature", "2.0", "1.0"),
+            ("kind", "hard", '"soft"'),
+        )
+    ),
+    (
+        ("distillation.teacher=resnet50", "distillation.kind=hard", "distillation.temperature=2"),
+        "distillation.temperature",
+        "1.0: it has an effect with distillation.kind = soft only",
+    ),
     (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
     (
         ("data.augmentation.aug_splits=3",),
@@ -298,6 +316,7 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("trainer.devices=auto", "trainer.num_nodes=3"),
         ("data.micro_batch_size=1",),
         JSD,
+        (*JSD, "distillation.teacher=resnet50", "distillation.temperature=2"),
         ("scheduler.sched=plateau", "scheduler.decay_rate=0.1", "scheduler.monitor=val/loss"),
         ("scheduler.sched=multistep", "scheduler.decay_rate=0.1", "scheduler.decay_milestones=[30, 60]"),
         (
