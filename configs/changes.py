@@ -16,7 +16,7 @@ Kind = Literal["harmless", "inexact", "impossible"]
 NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume\..*|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
-    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
+    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last|gradient_checkpointing|deterministic)"
     r"|(checkpoint|fault|doctor|tracking|launch)\..*"
 )
 # What makes another run at the start and yet may change on the way: where shards are kept (the position in a checkpoint
@@ -28,12 +28,13 @@ HARMLESS_LATER: Final = re.compile(
 FIXED: Final = re.compile(
     r"data\.num_classes|optimizer\.opt|deepspeed\.zero_stage|trainer\.strategy"
     r"|model\.(name|compound_phi|width_multiplier|depth_multiplier|in_chans|head_hidden_features)"
-    r"|model\.(pretrained|checkpoint_path)"
+    r"|model\.(pretrained|checkpoint_path|stages)"
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
     r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*|progressive\..*"
-    r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)|data\.eval_image_size"
+    r"|trainer\.(matmul_precision|compile)|model\.stages|data\.eval_image_size"
+    r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.
 MEASURED: Final = re.compile(r"data\.(val_shards|eval_image_size)|trainer\.check_val_every_n_epoch")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from configs.problems import Problem, shown
 from configs.progressive import stage_configs, stage_problems
-from configs.schema import Augmentation, Config, Distillation, Scheduler
+from configs.schema import Augmentation, Config, Distillation, Scheduler, Stage
 
 Check = Callable[[Config], Iterator[Problem]]
 
@@ -143,11 +143,28 @@ def _model(config: Config) -> Iterator[Problem]:
     if model.compound_phi is not None and explicit:
         yield _problem(config, "model.compound_phi", "null beside width_multiplier or depth_multiplier", *scaling)
     if config.width_and_depth is not None:
-        if model.name != "efficientnet_b0":
+        if model.name != "efficientnet_b0" and not model.stages:
             yield _problem(config, "model.name", "efficientnet_b0: scaling starts from it", *scaling)
-        if model.pretrained:
+        if model.pretrained and not model.stages:
             accepted = "false: no weights are published for a scaled network"
             yield _problem(config, "model.pretrained", accepted, *scaling)
+    if model.stages:
+        if model.name != "efficientnet_b0":
+            yield _problem(config, "model.name", "efficientnet_b0: model.stages take the place of its", "model.stages")
+        if model.pretrained:
+            accepted = "false: no weights are published for such stages"
+            yield _problem(config, "model.pretrained", accepted, "model.stages")
+    for number, stage in enumerate(model.stages):
+        key = f"model.stages[{number}]"
+        if stage.channels % 8:
+            yield Problem(
+                key=key, received=f"channels: {stage.channels}", accepted="a multiple of 8: timm rounds to it"
+            )
+        for name, blocks in (("expansion", ("ir", "er")), ("se_ratio", ("ir", "er", "ds"))):
+            given = getattr(stage, name)
+            if stage.block not in blocks and given != Stage.model_fields[name].default:
+                accepted = f"no {name}: it has an effect with block = {' or '.join(blocks)} only"
+                yield Problem(key=f"{key}.{name}", received=shown(given), accepted=accepted)
     if model.pretrained and model.checkpoint_path is not None:
         yield _problem(config, "model.checkpoint_path", "null beside model.pretrained = true", "model.pretrained")
     if model.freeze_backbone_epochs >= config.trainer.max_epochs:
@@ -255,6 +272,15 @@ def _strategy(config: Config) -> Iterator[Problem]:
         yield _problem(config, "trainer.gradient_clip_algorithm", accepted, "trainer.gradient_clip_val")
     if trainer.accelerator == "cpu" and trainer.precision == "16-mixed":
         yield _problem(config, "trainer.precision", "32-true or bf16-mixed on the CPU", "trainer.accelerator")
+    if trainer.compile is not None and trainer.gradient_checkpointing:
+        accepted = "false beside trainer.compile, which decides by itself what is computed again"
+        yield _problem(config, "trainer.gradient_checkpointing", accepted, "trainer.compile")
+    if trainer.compile not in (None, "default") and trainer.accelerator == "cpu":
+        accepted = "null or default beside trainer.accelerator = cpu: the other modes tune CUDA's kernels and launches"
+        yield _problem(config, "trainer.compile", accepted, "trainer.accelerator")
+    if trainer.matmul_precision is not None and trainer.accelerator == "cpu":
+        accepted = "null beside trainer.accelerator = cpu"
+        yield _problem(config, "trainer.matmul_precision", accepted, "trainer.accelerator")
     if trainer.strategy == "deepspeed":
         yield from _deepspeed(config)
     elif stage is not None:
@@ -279,6 +305,9 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "norm":
         accepted = "norm under DeepSpeed, which clips its parts of the gradient by itself"
         yield _problem(config, "trainer.gradient_clip_algorithm", accepted, strategy, "trainer.gradient_clip_val")
+    if trainer.compile is not None:
+        accepted = "null under DeepSpeed, whose hooks gather and part what a compiled network would hold on to"
+        yield _problem(config, "trainer.compile", accepted, strategy)
     if config.model.freeze_backbone_epochs:
         accepted = "0 under DeepSpeed, which fixes what trains at the start"
         yield _problem(config, "model.freeze_backbone_epochs", accepted, strategy)
@@ -345,19 +374,19 @@ def _kubernetes(config: Config) -> Iterator[Problem]:
             yield Problem(key=key, received="null", accepted="a key beside operator = Equal")
 
 
-def _stages(config: Config) -> Iterator[Problem]:
+def _progressive(config: Config) -> Iterator[Problem]:
     yield from stage_problems(config)
-    without = set(_all_but_stages(config))
+    without = set(_all_but_progressive(config))
     for number, in_stage in enumerate(stage_configs(config)[:-1]):
-        for problem in _all_but_stages(in_stage):
+        for problem in _all_but_progressive(in_stage):
             if problem not in without:
                 received = f"{problem.key} = {problem.received}"
                 yield replace(problem, key=f"progressive.stages[{number}]", received=received)
 
 
-def _all_but_stages(config: Config) -> Iterator[Problem]:
+def _all_but_progressive(config: Config) -> Iterator[Problem]:
     for check in CHECKS:
-        if check is not _stages:
+        if check is not _progressive:
             yield from check(config)
 
 
@@ -375,5 +404,5 @@ CHECKS: tuple[Check, ...] = (
     _checkpoints,
     _launch,
     _kubernetes,
-    _stages,
+    _progressive,
 )

@@ -134,6 +134,27 @@ class Data(Section):
     augmentation: Augmentation = Augmentation()
 
 
+class Stage(Section):
+    """Blocks of a network one after the other that have the same form."""
+
+    block: Literal["ir", "er", "ds", "cn"] = "ir"
+    """timm's names: `ir` is the inverted residual (MBConv), `er` the fused one of EfficientNetV2, `ds` a depthwise
+    separable convolution, `cn` a plain one."""
+    channels: PositiveInt
+    """Channels that leave the stage, a multiple of 8."""
+    repeats: PositiveInt = 1
+    """Blocks; depth scaling multiplies them."""
+    kernel_size: Literal[3, 5, 7, 9] = 3
+    """Side of the convolution's window in pixels."""
+    stride: Literal[1, 2] = 1
+    """Of the first block: 2 halves the side of the image."""
+    expansion: Annotated[float, Field(ge=1)] = 6.0
+    """Channels within a block of `ir` or `er`, as a multiple of those that enter it. No effect on `ds` and `cn`."""
+    se_ratio: Fraction = 0.25
+    """Squeeze and excitation: its inner channels as a share of those that enter the block; 0 has none. No effect on
+    `cn`."""
+
+
 class Model(Section):
     """The network, built by timm."""
 
@@ -145,6 +166,9 @@ class Model(Section):
     """Explicit scaling of B0's channels."""
     depth_multiplier: PositiveFloat | None = None
     """Explicit scaling of B0's repeats."""
+    stages: tuple[Stage, ...] = ()
+    """Stages in place of B0's seven, between its stem of 32 channels and stride 2 and its head; [] are B0's. Scaling
+    applies to them too."""
     pretrained: bool = False
     """Start from timm's published weights (downloaded)."""
     checkpoint_path: str | None = None
@@ -208,7 +232,7 @@ class Distillation(Section):
     et al., arXiv 2012.12877)."""
 
 
-class Stage(Section):
+class ProgressiveStage(Section):
     """What differs from the settings of the whole run up to an epoch; None is as there."""
 
     until_epoch: PositiveInt
@@ -229,7 +253,7 @@ class Stage(Section):
 class Progressive(Section):
     """Progressive learning: small images and little regularisation first (Tan and Le, EfficientNetV2, ICML 2021)."""
 
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[ProgressiveStage, ...] = ()
     """Stages, in order; after the last, the settings of the whole run hold. Few, since the first step at an image size
     takes longer: kernels are chosen or compiled for it."""
 
@@ -320,6 +344,19 @@ class Trainer(Section):
     whether a step is to be skipped (fault.max_skipped_steps)."""
     channels_last: bool = True
     """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
+    gradient_checkpointing: bool = False
+    """Keep the activations between blocks alone and compute those within once more in the backward pass: a larger
+    micro-batch for a third more time, with the same weights bit for bit (Chen et al., arXiv 1604.06174)."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """How fp32 is multiplied on CUDA, in torch's words: highest is fp32, high TF32, medium bf16; convolutions take TF32
+    for high and medium. None is torch's own: fp32, and TF32 for convolutions."""
+    deterministic: bool = False
+    """Take algorithms alone that give the same bits each time, on CUDA too, and refuse operations that have none;
+    slower."""
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    """Mode of torch.compile for the network: reduce-overhead replays CUDA graphs, which is for small micro-batches. The
+    first steps take minutes. Checkpoints are as without; dropout draws other masks. Averaged weights and a frozen
+    backbone are computed without. None is off."""
     num_threads: PositiveInt | None = None
     """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
 

@@ -75,6 +75,11 @@ def build_module(config: Config, *, restored: bool = False) -> EfficientNetModul
     # channels_last there too.
     if config.trainer.channels_last and config.trainer.strategy != "deepspeed":
         network = network.to(memory_format=torch.channels_last)
+    if config.trainer.gradient_checkpointing:
+        network.set_grad_checkpointing()  # type: ignore[operator]
+    if config.trainer.compile is not None:
+        # In place, so that names stay. Shapes are fixed: those of training and those of evaluation.
+        network.compile(mode=config.trainer.compile, dynamic=False)
     return EfficientNetModule(config, network)
 
 
@@ -95,6 +100,10 @@ def build_trainer(
     torch.set_num_threads(threads)
     # Where no launcher has set it, Lightning's DDP would, and torch's number with it.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    precision = config.trainer.matmul_precision
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
     data = config.data
     try:
         layout = BatchLayout(
@@ -117,6 +126,7 @@ def build_trainer(
         "strategy": build_strategy(config, processes, accelerator),
         "precision": config.trainer.precision,
         "plugins": [environment, *([] if config.trainer.strategy == "deepspeed" else [CheckpointFile()])],
+        "deterministic": config.trainer.deterministic,
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,

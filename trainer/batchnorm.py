@@ -20,40 +20,71 @@ from trainer.module import EfficientNetModule
 class BatchNormStatistics(Callback):
     """Makes each BatchNorm hold the mean over a step's micro-batches, and mixes it into the running one at its end.
 
-    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean.
+    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean. Where activations are
+    computed once more in the backward pass (gradient checkpointing), they count once: statistics stand still meanwhile.
+    A compiled network is compiled anew for each momentum: there it is 1, and the mean is kept here.
     """
 
     def __init__(self) -> None:
         self._momentum: list[float] = []
         self._running: torch.Tensor | None = None
+        self._compiled = False
+        self._mean: torch.Tensor | None = None
+        self._held: list[tuple[_BatchNorm, float | None, torch.Tensor | None]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the statistics that the network was built or restored with, in fp32."""
         layers = _layers(pl_module)
         self._momentum = [layer.momentum if layer.momentum is not None else 0.1 for layer in layers]
         self._running = _flat(_buffers(layers)) if layers else None
+        assert isinstance(pl_module, EfficientNetModule)
+        self._compiled = pl_module.config.trainer.compile is not None
+        if self._compiled:
+            for layer in layers:
+                layer.momentum = 1.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the momentum that makes a mean."""
+        if self._compiled:
+            return
         momentum = 1 / (batch_idx % trainer.accumulate_grad_batches + 1)
         for layer in _layers(pl_module):
             layer.momentum = momentum
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Hold the statistics where blocks are computed again."""
+        assert isinstance(pl_module, EfficientNetModule)
+        if pl_module.config.trainer.gradient_checkpointing:
+            for layer in _layers(pl_module):
+                self._held.append((layer, layer.momentum, layer.num_batches_tracked))
+                layer.momentum, layer.num_batches_tracked = 0.0, None
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let them move again."""
+        for layer, momentum, counter in self._held:
+            layer.momentum, layer.num_batches_tracked = momentum, counter
+        self._held = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At the end of an optimizer step, average over the ranks and update the running statistics."""
         assert isinstance(pl_module, EfficientNetModule)
-        if self._running is None or not pl_module.ends_step(batch_idx) or pl_module.backbone_is_frozen:
+        if self._running is None or pl_module.backbone_is_frozen:
             return
         layers = _layers(pl_module)
         buffers = _buffers(layers)
+        if self._compiled:
+            self._add(_flat(buffers), batch_idx % trainer.accumulate_grad_batches)
+        if not pl_module.ends_step(batch_idx):
+            return
         counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         if pl_module.skipped:  # what it saw may be NaN, and must leave no trace
             torch._foreach_sub_(counters, trainer.accumulate_grad_batches)
             torch._foreach_copy_(buffers, _split(self._running, buffers))
             return
-        step = _flat(buffers)
+        step = self._mean if self._compiled else _flat(buffers)
+        assert step is not None
         if trainer.world_size > 1:
             all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
@@ -61,6 +92,12 @@ class BatchNormStatistics(Callback):
             torch._foreach_add_(counters, others)
         self._running.lerp_(step, self._momentum[0])
         torch._foreach_copy_(buffers, _split(self._running, buffers))
+
+    def _add(self, statistics: torch.Tensor, micro_batch: int) -> None:
+        if micro_batch == 0 or self._mean is None:
+            self._mean = statistics
+        else:
+            self._mean.lerp_(statistics, 1 / (micro_batch + 1))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the layers their own momentum back."""

@@ -11,7 +11,7 @@ from configs.schema import Config
 from datamodules.streaming.transforms import channel_statistics
 from trainer.checkpoint_files import load_weights, read_manifest
 from trainer.checkpoints import CheckpointDirectory
-from trainer.network import image_size
+from trainer.network import image_size, stage_strings
 
 
 def export(run: RunDirectory, *, checkpoint: Path | None, out_dir: Path | None, raw: bool, console: Console) -> Path:
@@ -55,9 +55,20 @@ def _how_to_load(config: Config, file: Path) -> list[str]:
     arguments = f"num_classes={config.data.num_classes}, in_chans={model.in_chans}"
     if model.bn_eps is not None:
         arguments += f", bn_eps={model.bn_eps!r}"
-    if config.width_and_depth is None and model.head_hidden_features is None:
+    if config.width_and_depth is None and model.head_hidden_features is None and not model.stages:
         return [f"model = timm.create_model({model.name!r}, {arguments}, checkpoint_path={weights})"]
-    if config.width_and_depth is None:
+    if model.stages:
+        width, depth = config.width_and_depth or (1.0, 1.0)
+        lines = [
+            "import functools",
+            "from timm.models import _efficientnet_builder as builder, efficientnet",
+            f"channels = functools.partial(builder.round_channels, multiplier={width!r}, divisor=8)",
+            "model = efficientnet._create_effnet('efficientnet_b0', stem_size=32, num_features=channels(1280), "
+            f"block_args=builder.decode_arch_def({[[stage] for stage in stage_strings(model)]}, {depth!r}), "
+            "round_chs_fn=channels, act_layer=builder.resolve_act_layer({}, 'swish'), norm_layer=torch.nn.BatchNorm2d, "
+            f"{arguments})",
+        ]
+    elif config.width_and_depth is None:
         lines = [f"model = timm.create_model({model.name!r}, {arguments})"]
     else:
         width, depth = config.width_and_depth

@@ -1,7 +1,8 @@
-"""The network of a configuration, built by timm: a published EfficientNet or B0 scaled by any multipliers."""
+"""The network of a configuration, built by timm: a published EfficientNet, or B0 scaled or of other stages."""
 
 import difflib
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.models import load_state_dict
-from timm.models.efficientnet import _gen_efficientnet
+from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, round_channels
+from timm.models.efficientnet import _create_effnet, _gen_efficientnet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,7 +51,9 @@ def build_network(config: Config, *, restored: bool = False) -> nn.Module:
         "drop_path_rate": model.drop_path_rate,
     }
     scaling = config.width_and_depth
-    if scaling is None:
+    if model.stages:
+        network = from_stages(stage_strings(model), *(scaling or (1.0, 1.0)), **arguments)
+    elif scaling is None:
         network = timm.create_model(model.name, pretrained=model.pretrained and not restored, **arguments)
     else:
         # timm fixes the multipliers in its public functions; this is the one they all call.
@@ -67,6 +71,37 @@ def build_network(config: Config, *, restored: bool = False) -> nn.Module:
         )
     if model.checkpoint_path is not None and not restored:
         _load_weights(network, Path(model.checkpoint_path))
+    return network
+
+
+def stage_strings(model: schema.Model) -> list[str]:
+    """`model.stages` in timm's notation, such as `ir_r2_k5_s2_e6_c40_se0.25`."""
+    return [
+        f"{stage.block}_r{stage.repeats}_k{stage.kernel_size}_s{stage.stride}"
+        + (f"_e{stage.expansion:g}" if stage.block in ("ir", "er") else "_e1" if stage.block == "ds" else "")
+        + f"_c{stage.channels}"
+        + (f"_se{stage.se_ratio:g}" if stage.se_ratio and stage.block != "cn" else "")
+        for stage in model.stages
+    ]
+
+
+def from_stages(stages: list[str], width: float, depth: float, **arguments: Any) -> nn.Module:
+    """EfficientNet-B0 with other stages, in timm's notation, scaled by multipliers of channels and repeats.
+
+    What timm's _gen_efficientnet does, in which the stages are fixed.
+    """
+    channels = partial(round_channels, multiplier=width, divisor=8)
+    network: nn.Module = _create_effnet(
+        "efficientnet_b0",
+        pretrained=False,
+        block_args=decode_arch_def([[stage] for stage in stages], depth),
+        num_features=channels(1280),
+        stem_size=32,
+        round_chs_fn=channels,
+        act_layer=resolve_act_layer({}, "swish"),
+        norm_layer=nn.BatchNorm2d,
+        **arguments,
+    )
     return network
 
 

@@ -141,6 +141,26 @@ CASES = [
         "distillation.temperature",
         "1.0: it has an effect with distillation.kind = soft only",
     ),
+    (
+        ("trainer.compile=default", "trainer.gradient_checkpointing=true"),
+        "trainer.gradient_checkpointing",
+        "false beside trainer.compile, which decides by itself what is computed again",
+    ),
+    (
+        ("trainer.compile=reduce-overhead", "trainer.accelerator=cpu"),
+        "trainer.compile",
+        "null or default beside trainer.accelerator = cpu: the other modes tune CUDA's kernels and launches",
+    ),
+    (
+        ("trainer.matmul_precision=high", "trainer.accelerator=cpu"),
+        "trainer.matmul_precision",
+        "null beside trainer.accelerator = cpu",
+    ),
+    (
+        (*ZERO, "trainer.compile=default"),
+        "trainer.compile",
+        "null under DeepSpeed, whose hooks gather and part what a compiled network would hold on to",
+    ),
     (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
     (
         ("data.augmentation.aug_splits=3",),
@@ -316,6 +336,8 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("trainer.devices=auto", "trainer.num_nodes=3"),
         ("data.micro_batch_size=1",),
         JSD,
+        ("trainer.compile=default", "trainer.accelerator=cpu", "trainer.deterministic=true"),
+        ("trainer.compile=max-autotune", "trainer.matmul_precision=medium"),
         (*JSD, "distillation.teacher=resnet50", "distillation.temperature=2"),
         ("scheduler.sched=plateau", "scheduler.decay_rate=0.1", "scheduler.monitor=val/loss"),
         ("scheduler.sched=multistep", "scheduler.decay_rate=0.1", "scheduler.decay_milestones=[30, 60]"),
