@@ -21,6 +21,7 @@ from datamodules.streaming.loaders import Batch
 from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from datamodules.streaming.transforms import channel_statistics
 from trainer.distillation import Distillation
+from trainer.logs import logger
 from trainer.losses import Regularisation, build_erasing
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
@@ -240,6 +241,8 @@ class EfficientNetModule(LightningModule):
             self._stage = number
             self._mixup, self._loss, drop_rate = self._stages[number]
             self.network.drop_rate = drop_rate  # type: ignore[assignment]
+            step, stages = self.trainer.global_step, len(self._stages)
+            logger.info("stage %d of %d of progressive learning begins after step %d", number + 1, stages, step)
 
     def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.network

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from configs.schema import Augmentation, Data
 from datamodules.imagenet import ImageNetDataModule
+from datamodules.making.shards import Image, write_split
 from datamodules.streaming.loaders import Batch
+from tests.conftest import picture
 
 SAMPLES, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 129, 16, 4, 3
 ENDS, SIZES = (1, 2), (32, 40, 48)
@@ -134,6 +137,19 @@ def test_batches_that_are_passed_over_take_their_stage_with_them(build: Build) -
 def test_evaluation_has_a_size_of_its_own(build: Build) -> None:
     assert {batch.images.shape[-1] for batch in build().val_dataloader()} == {SIZES[-1]}
     assert {batch.images.shape[-1] for batch in build(eval_image_size=64, num_workers=1).val_dataloader()} == {64}
+
+
+def test_jpegs_are_decoded_by_the_device_at_the_sizes_of_the_stages(build: Build, tmp_path: Path) -> None:
+    files = [Image(f"{n:03}", "jpg", n % 4, partial(picture, n, 60, "RGB", "JPEG")) for n in range(SAMPLES)]
+    write_split(files, tmp_path, name="jpeg", split="train", num_shards=4, seed=1)
+    options = {"train_shards": f"{tmp_path}/jpeg-train-*.tar", "augmentation": Augmentation()}
+
+    found, expected = train(build(decoder="nvjpeg", **options)), train(build(**options))
+
+    assert [batch.images.shape for batch in found] == [batch.images.shape for batch in expected]
+    assert {batch.images.shape[-1] for batch in found} == set(SIZES)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.images.float() - other.images.float()).abs().mean() < 0.5
 
 
 def test_a_device_that_decodes_makes_the_sizes_of_the_stages(build: Build) -> None:
