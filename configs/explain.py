@@ -129,6 +129,12 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def nearest_key(key: str) -> str | None:
+    """A setting whose name is like that of one that does not exist."""
+    section = key.rpartition(".")[0]
+    return _nearest(key, [name.rpartition(".")[2] for name in setting_keys() if name.rpartition(".")[0] == section])
+
+
 def _nearest(key: str, siblings: Sequence[str]) -> str | None:
     """A key that exists: of a similar name in the same section, of the same name in another, similar as a whole."""
     section, _, last = key.rpartition(".")

@@ -97,6 +97,17 @@ def dump_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def find_file(name: str, folder: Path = Path()) -> Path | None:
+    """A file beside ``folder``, else a shipped one, named with or without ``configs/``."""
+    path = Path(name)
+    shipped = PACKAGE_DIR.joinpath(*path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
+    for candidate in (folder / path, shipped):
+        with contextlib.suppress(OSError):  # a name too long, a folder that may not be entered
+            if candidate.is_file():
+                return candidate.resolve()
+    return None
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that begins like a number, more of which OmegaConf reads as one; escapes control characters."""
 
@@ -116,7 +127,7 @@ def _read_file(name: str, problems: list[Problem], including: tuple[Path, ...] =
         problems.append(Problem(key=key, received=name, accepted=accepted, origin=origin))
         return []
 
-    path = _find(name, including[-1].parent if including else Path())
+    path = find_file(name, including[-1].parent if including else Path())
     if path is None:
         return refuse("a YAML or JSON file that exists")
     if path in including:
@@ -143,17 +154,6 @@ def _read_file(name: str, problems: list[Problem], including: tuple[Path, ...] =
     layers = [layer for base in bases for layer in _read_file(base, problems, (*including, path))]
     origins = {_full_key(key, tree.get(key)): line for key, line in origins.items()}
     return [*layers, (_expand_dotted({str(key): value for key, value in tree.items()}), origins)]
-
-
-def _find(name: str, folder: Path) -> Path | None:
-    """A file beside ``folder``, else a shipped one, named with or without ``configs/``."""
-    path = Path(name)
-    shipped = PACKAGE_DIR.joinpath(*path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
-    for candidate in (folder / path, shipped):
-        with contextlib.suppress(OSError):  # a name too long, a folder that may not be entered
-            if candidate.is_file():
-                return candidate.resolve()
-    return None
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:

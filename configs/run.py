@@ -39,8 +39,24 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
 
 
+def with_absolute_resume(config: Config, folder: Path) -> Config:
+    """The configuration, with the checkpoint that ``resume`` names where it lies as seen from ``folder``.
+
+    Later attempts, which go on from there too, may be started in another one.
+    """
+    wanted = config.resume.checkpoint
+    if wanted in ("auto", "never"):
+        return config
+    path = str(folder.absolute() / Path(wanted).expanduser())
+    return config.model_copy(update={"resume": config.resume.model_copy(update={"checkpoint": path})})
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new text, never half."""
+    """Replace a file so that a reader sees the old or the new text, never half.
+
+    Raises:
+        OSError: With the file's name, also where it is the disk that takes no more.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -48,6 +64,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -126,6 +144,11 @@ class RunDirectory:
         return self.path / "preflight.json"
 
     @property
+    def trial_file(self) -> Path:
+        """Of which sweep the run is a trial, with which parameters; only there if it is one."""
+        return self.path / "trial.json"
+
+    @property
     def nonfinite_file(self) -> Path:
         """Steps whose loss or gradient was not finite, with the samples: a line of JSON each."""
         return self.path / "nonfinite.jsonl"
@@ -143,8 +166,8 @@ class RunDirectory:
     @property
     def attempts(self) -> int:
         """Attempts begun so far: one more than the last one's number."""
-        numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
-        return max(numbers, default=-1) + 1
+        found = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
+        return max((int(number) for number in found if number.isdecimal()), default=-1) + 1
 
     def latest_checkpoint(self) -> str | None:
         """Name of the newest checkpoint, ``step-…``; None if there is none."""

@@ -377,7 +377,7 @@ class Resume(Section):
 
     checkpoint: str = "auto"
     """`auto` goes on from the newest checkpoint that verifies, `never` refuses to touch a run that has one; else the
-    path of a checkpoint directory."""
+    path of a checkpoint directory; a relative one begins where the command is given."""
     allow_changes: bool = False
     """Go on though settings differ that make another experiment of it (seed, data, global batch, learning rate, …). The
     data goes on at the same share of its epoch, to within a batch. The network, its classes and the kind of optimizer

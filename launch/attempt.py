@@ -10,8 +10,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, write_atomically
+from configs.run import (
+    EXIT_DO_NOT_RETRY,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_RETRY,
+    RunDirectory,
+    rank_errors,
+    write_atomically,
+)
+from launch.disk import fault_of_disk, recorded
 from launch.ledger import CANCELLED
+from launch.restarts import judged
 from launch.supervisor import described, outcome
 
 FACTS = "attempt.json"
@@ -50,16 +60,16 @@ def record_lost(run: RunDirectory, *, reason: str = LOST) -> None:
             continue
         started = facts(run, attempt).get("started", log_dir.stat().st_mtime)
         result = outcome(1, attempt=attempt, log_dir=log_dir, started=started)
-        run.record_outcome(result if rank_errors(log_dir) else {**result, "reason": reason})
+        run.record_outcome(judged(result, run) if rank_errors(log_dir) else {**result, "reason": reason})
 
 
 def end(run: RunDirectory, *, attempt: int, status: int) -> dict[str, Any]:
     """Record how an attempt ended, from its launcher's status and what its ranks left; returns that."""
     log_dir = run.log_dir(attempt)
-    result = outcome(status, attempt=attempt, log_dir=log_dir, started=facts(run, attempt).get("started", time.time()))
+    started = facts(run, attempt).get("started", time.time())
+    result = judged(outcome(status, attempt=attempt, log_dir=log_dir, started=started), run)
     result["checkpoint"] = run.latest_checkpoint()
-    run.record_outcome(result)
-    return result
+    return recorded(result, run)
 
 
 def again(outcomes: list[dict[str, Any]], *, requeues: int, max_requeues: int, max_failures: int) -> bool:
@@ -93,6 +103,18 @@ def main() -> int:
     for name in ("attempt", "status", "requeues", "max-requeues", "max-failures"):
         ending.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
+    try:
+        return _done(arguments)
+    except OSError as error:
+        fault = fault_of_disk(error)
+        if fault is None:
+            raise
+        sys.stderr.write(f"error: {fault}\n")
+        return EXIT_RETRY
+
+
+def _done(arguments: argparse.Namespace) -> int:
+    """Begin or end an attempt; returns the exit code."""
     run = RunDirectory(arguments.run)
     cancelled = (run.launch_dir / CANCELLED).exists()
     if arguments.command == "begin" and cancelled:
@@ -103,7 +125,7 @@ def main() -> int:
         return 0
     result = end(run, attempt=arguments.attempt, status=arguments.status)
     requeue = not cancelled and again(
-        run.outcomes(),
+        [*(past for past in run.outcomes() if past["attempt"] != result["attempt"]), result],
         requeues=arguments.requeues,
         max_requeues=arguments.max_requeues,
         max_failures=arguments.max_failures,

@@ -7,17 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.run import (
-    EXIT_DO_NOT_RETRY,
-    EXIT_INTERRUPTED,
-    STARTED,
-    RunDirectory,
-    exit_class,
-    rank_errors,
-)
+from configs.run import EXIT_INTERRUPTED, STARTED, RunDirectory
 from configs.schema import Config
+from launch.disk import recorded
 from launch.inbox import SignalInbox
-from launch.restarts import Restarts, failed_alike
+from launch.restarts import Restarts, judged
 from launch.supervisor import agent_environment, described, outcome, run_command, trainer_command
 
 
@@ -45,21 +39,18 @@ class Attempts:
 
     def run(self, restarts: Restarts) -> dict[str, Any]:
         """Run the trainer, and again after rollbacks, and after failures as often as allowed; returns the outcome."""
-        failed: int | None = None
         while True:
             checkpoint = self.directory.latest_checkpoint()
-            result = self._attempt(failed)
+            result = self._attempt()
             if result["exit_class"] != "retry" or self.inbox.received:
                 return result
             if result.get("rollback"):  # the trainer bounds their number
-                failed = None
                 self._say(f"{result['reason']}; going back")
             else:
                 progressed = self.directory.latest_checkpoint() != checkpoint
                 backoff_s = restarts.next_backoff_s(progressed=progressed)
                 if backoff_s is None:
                     return result
-                failed = result["attempt"]
                 where = self.directory.latest_checkpoint() or "the beginning"
                 count = f"restart {restarts.count} of {restarts.limit} without a new checkpoint"
                 self._say(f"{described(result)}; again from {where} in {backoff_s:.1f} s ({count})")
@@ -67,8 +58,8 @@ class Attempts:
                     reason = "stopped while waiting to start again"
                     return {**result, "exit_code": EXIT_INTERRUPTED, "reason": reason}
 
-    def _attempt(self, failed: int | None) -> dict[str, Any]:
-        """Run the trainer once, perhaps after an attempt that ``failed``; returns and records its outcome."""
+    def _attempt(self) -> dict[str, Any]:
+        """Run the trainer once; returns and records its outcome."""
         directory = self.directory
         attempt, started = directory.begin_attempt(), time.time()
         log_dir = directory.log_dir(attempt)
@@ -82,23 +73,8 @@ class Attempts:
             inherited=(self.lock,),
             inbox=self.inbox,
         )
-        result = outcome(status, attempt=attempt, log_dir=log_dir, started=started)
-        if failed is not None and result["exit_class"] == "retry" and not result.get("rollback"):
-            result = _judged(result, directory, before=failed)
-        directory.record_outcome(result)
-        return result
+        result = judged(outcome(status, attempt=attempt, log_dir=log_dir, started=started), directory)
+        return recorded(result, directory)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def _judged(result: dict[str, Any], directory: RunDirectory, *, before: int) -> dict[str, Any]:
-    """The outcome, with the exit code of what is not to be tried again if the attempt failed as the one before it."""
-    errors, known = (rank_errors(directory.log_dir(attempt)) for attempt in (result["attempt"], before))
-    alike = failed_alike(errors, known)
-    if alike is None:
-        return result
-    code = EXIT_DO_NOT_RETRY
-    reason = f"{str(alike['reason']).partition(chr(10))[0]} (attempt {before} failed at the same step in the same way)"
-    where = {key: alike[key] for key in ("rank", "host", "step", "error")}
-    return {**result, **where, "exit_code": code, "exit_class": exit_class(code), "reason": reason}
+        self.console.print(text, style="yellow", highlight=False, markup=False)

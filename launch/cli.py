@@ -99,6 +99,33 @@ def shards(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
 
 
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    sweep: Annotated[str | None, typer.Option(help="Sweep file, in W&B's format: registers a new one.")] = None,
+    sweep_id: Annotated[str | None, typer.Option("--id", help="ENTITY/PROJECT/ID of one that there is.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Most trials of an agent.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit an array of agents to Slurm.")] = False,
+    agents: Annotated[int, typer.Option(min=1, help="Tasks of that array.")] = 1,
+    max_failures: Annotated[int, typer.Option(min=1, help="Trials that may fail in a row.")] = 3,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Restarts of each trial, as of effnet fit.")] = 0,
+    runs_dir: Annotated[str | None, typer.Option(help="With --id: folder of run directories.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; register nothing.")] = False,
+) -> None:
+    """Search over settings: register a W&B sweep, and train its trials here or on Slurm."""
+    from launch.sweeps import sweep as sweeps
+
+    options = sweeps.Options(count=count, agents=agents, max_failures=max_failures, max_restarts=max_restarts)
+    sweeps.check_options(sweep, sweep_id, options, slurm=slurm, runs_dir=runs_dir)
+    if sweep is not None:
+        code = sweeps.new(sweep, config or [], overrides or [], options, slurm=slurm, dry_run=dry_run)
+    else:
+        given = (config or [], overrides or [])
+        code = sweeps.join(str(sweep_id), *given, options, runs_dir=runs_dir, slurm=slurm, dry_run=dry_run)
+    raise typer.Exit(code)
+
+
 cli_jobs.add_to(app)
 
 
@@ -107,18 +134,20 @@ def _options(**values: Path | float | None) -> list[str]:
 
 
 def main() -> None:
-    """Run a command; a mistake of the user's is one message and exit code 93."""
+    """Run a command; a mistake of the user's is one message and exit code 93, a disk that is full one and 1."""
     try:
         app(prog_name="effnet")
     except Exception as error:
         from configs.problems import ConfigError, DataError
-        from configs.run import EXIT_DO_NOT_RETRY
+        from configs.run import EXIT_DO_NOT_RETRY, EXIT_RETRY
+        from launch.disk import fault_of_disk
         from launch.lock import RunInProgressError
 
-        if not isinstance(error, (ConfigError, DataError, RunInProgressError)):
+        fault = fault_of_disk(error)
+        if fault is None and not isinstance(error, (ConfigError, DataError, RunInProgressError)):
             raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(1 if isinstance(error, RunInProgressError) else EXIT_DO_NOT_RETRY)
+        typer.secho(f"error: {fault or error}", fg="red", err=True)
+        sys.exit(EXIT_DO_NOT_RETRY if isinstance(error, (ConfigError, DataError)) else EXIT_RETRY)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,15 @@ def launch_local(
     run: ExistingRun = None,
     dry_run: DryRun = False,
     preflight: Preflight = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
+    ] = 0,
 ) -> None:
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    how = {"dry_run": dry_run, "preflight": preflight}
-    raise typer.Exit(submission.launch_local(config or [], overrides or [], run, **how))
+    given = (config or [], overrides or [], run)
+    raise typer.Exit(submission.launch_local(*given, dry_run=dry_run, preflight=preflight, max_restarts=max_restarts))
 
 
 @launch_app.command("slurm")
@@ -71,7 +74,7 @@ def launch_kubernetes(
     preflight: Preflight = False,
 ) -> None:
     """Submit a job to Kubernetes."""
-    from launch import kubernetes_submission
+    from launch.kubernetes import submission as kubernetes_submission
 
     how = {"dry_run": dry_run, "preflight": preflight}
     raise typer.Exit(kubernetes_submission.launch_kubernetes(config or [], overrides or [], run, **how))
@@ -96,7 +99,7 @@ def logs(
     """Print what the ranks wrote, by time, each line with its rank."""
     from configs.run import RunDirectory
     from launch.inspection import is_active
-    from launch.kubernetes_logs import job_with_logs_elsewhere, show_pod_logs
+    from launch.kubernetes.logs import job_with_logs_elsewhere, show_pod_logs
     from launch.reading_logs import show_logs
 
     found = RunDirectory.find(run)

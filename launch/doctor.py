@@ -49,7 +49,7 @@ def doctor(files: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> 
     if as_json and report is not None:
         sys.stdout.write(report)
     if report is None or result["exit_code"] not in (EXIT_DONE, EXIT_DO_NOT_RETRY):
-        console.print(f"error: {described(result)}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"error: {described(result)}", style="red", highlight=False, markup=False)
     return int(result["exit_code"])
 
 

@@ -2,10 +2,12 @@
 
 from typing import Protocol
 
-from configs.problems import ConfigError
+from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
-from launch import kubernetes_jobs, slurm_jobs
-from launch.ledger import JobState, Submission, submissions
+from launch.kubernetes import jobs as kubernetes_jobs
+from launch.ledger import LEDGER, JobState, Submission, submissions
+from launch.lock import RunInProgressError
+from launch.slurm import jobs as slurm_jobs
 
 
 class Engine(Protocol):
@@ -32,6 +34,33 @@ def active_jobs(run: RunDirectory) -> list[tuple[Submission, JobState]]:
     """
     found = [(submission, ENGINES[submission.engine].state(submission.job_id)) for submission in submissions(run)]
     return [(submission, state) for submission, state in found if state is not None]
+
+
+def refuse_if_submitted(run: RunDirectory, *, engine: str | None = None) -> None:
+    """See that no job of a run waits or runs, which would train beside what is about to begin.
+
+    Args:
+        run: The run.
+        engine: Whose jobs are no matter: it lets one of a run's jobs train at a time by itself.
+
+    Raises:
+        RunInProgressError: If there is one.
+        ConfigError: If one was submitted to an engine that this machine does not reach.
+    """
+    for sent in submissions(run):
+        if sent.engine == engine:
+            continue
+        name = f"{sent.engine} job {sent.job_id}"
+        try:
+            state = ENGINES[sent.engine].state(sent.job_id)
+        except ConfigError as error:
+            received = f"{name}, submitted {sent.time}: {error.problems[0].received}"
+            accepted = f"a machine that can ask for it; if the job is gone, remove {run.launch_dir / LEDGER}"
+            raise ConfigError([Problem(key=run.run_id, received=received, accepted=accepted)]) from None
+        if state is not None:
+            where = f" on {state.nodes}" if state.nodes else ""
+            text = f"{run.path} is in progress: {name}, submitted {sent.time}, is {state.word}{where}"
+            raise RunInProgressError(f"{text}; end that first (effnet cancel {run.path})")
 
 
 def ended_elsewhere(run: RunDirectory) -> str | None:

@@ -12,17 +12,18 @@ from rich.console import Console
 
 from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, with_absolute_resume
 from configs.schema import Config
 from launch.attempt import record_lost
 from launch.attempts import Attempts
 from launch.devices import count_gpus, resolve_devices
+from launch.engines import refuse_if_submitted
 from launch.inbox import SignalInbox
 from launch.lock import locked
 from launch.restarts import Restarts
 from launch.supervisor import described, run_command, trainer_command
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)  # paths and commands stay whole, to be copied
 LOST = "ended without a word: its launcher was killed, or the machine went down"
 
 
@@ -41,7 +42,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     started = time.time()
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    config = load_config(files, overrides).config
+    config = with_absolute_resume(load_config(files, overrides).config, Path.cwd())
     devices = resolve_devices(config)
     check_machine(config, devices)
     directory = RunDirectory.of(config)
@@ -55,6 +56,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
         return EXIT_DONE
     directory.create()
     with locked(directory) as lock:
+        refuse_if_submitted(directory)
         directory.freeze(config)
         record_lost(directory, reason=LOST)
         if config.data.prepare is not None:
@@ -176,4 +178,4 @@ def say_how_it_ended(result: Mapping[str, object], directory: RunDirectory, *, c
         hint = "" if code == EXIT_DO_NOT_RETRY else " The same command tries again from the newest checkpoint."
         # What happened and where comes last, for whoever sees no more than the end.
         text = f"{where}{hint}\nerror: {described(result)}"
-        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(text, style="red", highlight=False, markup=False)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, write_atomically
 
 LEDGER = "submissions.jsonl"
 CANCELLED = "cancelled"
@@ -36,9 +36,10 @@ class JobState:
 
 
 def record(run: RunDirectory, submission: Submission) -> None:
-    """Add a line to the run's ledger."""
-    with (run.launch_dir / LEDGER).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submission), ensure_ascii=False) + "\n")
+    """Add a line to the run's ledger: all of it, or on a full disk none."""
+    file = run.launch_dir / LEDGER
+    known = file.read_text(encoding="utf-8") if file.exists() else ""
+    write_atomically(file, known + json.dumps(asdict(submission), ensure_ascii=False) + "\n")
 
 
 def request_cancellation(run: RunDirectory) -> None:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from configs.run import RunDirectory
 
@@ -27,8 +27,9 @@ def locked(run: RunDirectory) -> Iterator[int]:
         os.close(descriptor)
         raise RunInProgressError(f"{run.path} is in progress, started by {holder}; end that first") from None
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        with suppress(OSError):  # of a full disk: the lock is held all the same
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Whether a run that failed is started again in place, and after how long."""
+"""Whether a run that failed is started again, and after how long."""
 
 import random
 import re
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.run import PEER_LOST
+from configs.run import EXIT_DO_NOT_RETRY, PEER_LOST, RunDirectory, exit_class, rank_errors
 
 LONGEST_BACKOFF_S = 300.0
-ELSEWHERE = (None, PEER_LOST, "UnreachableError")
-"""Types of errors that lie outside of the run: killed without a word, a peer's or the network's end, a server's."""
+ELSEWHERE = (None, PEER_LOST, "UnreachableError", "SaveFailedError")
+"""Types of errors that lie outside of the run: killed without a word, a peer's or the network's end, a server's or a
+disk's."""
 VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between two messages that mean the same: addresses, sizes, numbers of processes and attempts."""
 
@@ -42,6 +43,23 @@ class Restarts:
         doubled_s = min(self.backoff_s * 2.0 ** min(self.count, 100), LONGEST_BACKOFF_S)
         self.count += 1
         return doubled_s * random.uniform(0.5, 1.5)  # many runs on one cluster must not all come back at once
+
+
+def judged(result: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """The outcome of an attempt; with the exit code of what is not to be tried again if the one before it ended alike.
+
+    Whichever launchers have started the two: what the ranks of each left in the run directory tells.
+    """
+    if result["exit_class"] != "retry" or result.get("rollback"):
+        return result
+    before = result["attempt"] - 1
+    alike = failed_alike(*(rank_errors(run.log_dir(attempt)) for attempt in (result["attempt"], before)))
+    if alike is None:
+        return result
+    code = EXIT_DO_NOT_RETRY
+    reason = f"{str(alike['reason']).partition(chr(10))[0]} (attempt {before} failed at the same step in the same way)"
+    where = {key: alike[key] for key in ("rank", "host", "step", "error")}
+    return {**result, **where, "exit_code": code, "exit_class": exit_class(code), "reason": reason}
 
 
 def failed_alike(errors: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

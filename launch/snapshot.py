@@ -31,11 +31,15 @@ def snapshot(run: RunDirectory, root: Path = ROOT) -> Path:
         return target
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for file in files:
-        copy = temporary / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / file, copy)
-    (temporary / RECORD).write_text(json.dumps(_git_record(root), indent=2) + "\n", encoding="utf-8")
+    try:
+        for file in files:
+            copy = temporary / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / file, copy)
+        (temporary / RECORD).write_text(json.dumps(_git_record(root), indent=2) + "\n", encoding="utf-8")
+    except OSError:  # a full disk needs the room
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.rename(target)
     except OSError:  # another launcher has just made it

@@ -9,18 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import load_config
-from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, write_atomically
+from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, with_absolute_resume, write_atomically
 from configs.schema import Config
-from launch import slurm, slurm_jobs, ssh
 from launch.devices import resolve_devices
-from launch.fit import check_machine, console, of_run, prepare, say_how_it_ended
-from launch.hostfile import hosts_of
+from launch.engines import refuse_if_submitted
+from launch.fit import check_machine, console, fit, of_run, prepare, say_how_it_ended
 from launch.inbox import SignalInbox
 from launch.job import JobSpec, job_spec, with_preflight
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
+from launch.slurm import jobs as slurm_jobs
+from launch.slurm import script as slurm
 from launch.snapshot import ROOT, code_files, code_hash, snapshot
-from launch.ssh_attempts import SshAttempts
+from launch.ssh import rendering as ssh
+from launch.ssh.attempts import SshAttempts
+from launch.ssh.hostfile import hosts_of
 
 
 def launch_slurm(
@@ -37,7 +40,7 @@ def launch_slurm(
     if dry_run:
         sys.stdout.write(script)
         return EXIT_DONE
-    if not _prepared(run, config):
+    if not _prepared(run, config, engine="slurm"):
         return EXIT_DONE
     assert snapshot(run) == spec.code_dir
     artefact = run.launch_dir / "slurm.sh"
@@ -48,7 +51,7 @@ def launch_slurm(
     _hint_at_wandb(config)
     text = f"{run.run_id}: job {job_id}\nnext\n"
     text += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
-    console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+    console.print(text, highlight=False, markup=False, end="")
     return EXIT_DONE
 
 
@@ -82,9 +85,15 @@ def launch_ssh(
 
 
 def launch_local(
-    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+    files: Sequence[str],
+    overrides: Sequence[str],
+    run_name: str | None,
+    *,
+    dry_run: bool,
+    preflight: bool = False,
+    max_restarts: int = 0,
 ) -> int:
-    """Train here, by a snapshot of the code: becomes ``effnet fit --run`` with it.
+    """Train here, by a snapshot of the code: goes on as ``effnet fit --run`` with it.
 
     Raises:
         ConfigError: For any mistake, before anything is written.
@@ -96,6 +105,7 @@ def launch_local(
     variables = {"PYTHONPATH": str(code_dir), "PYTHONSAFEPATH": "1"}
     variables |= {PREFLIGHT: "1"} if preflight else {}
     command = [sys.executable, "-m", "launch.cli", "fit", "--run", str(run.path)]
+    command += [f"--max-restarts={max_restarts}"] if max_restarts else []
     if dry_run:
         words = [*(f"{name}={value}" for name, value in variables.items()), *command]
         sys.stdout.write(shlex.join(["env", *words]) + "\n")
@@ -103,13 +113,15 @@ def launch_local(
     if not _prepared(run, config):
         return EXIT_DONE
     snapshot(run)
-    os.execve(sys.executable, command, {**os.environ, **variables})
+    # This process has the launcher's part of the same code loaded: starting it again costs a third of a second.
+    os.environ.update(variables)
+    return fit([], [], str(run.path), max_restarts=max_restarts)
 
 
 def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Config:
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    return load_config(files, overrides).config
+    return with_absolute_resume(load_config(files, overrides).config, Path.cwd())
 
 
 def _plan(
@@ -124,19 +136,20 @@ def _plan(
     return RunDirectory(work_dir / run.path), with_preflight(spec) if preflight else spec
 
 
-def _prepared(run: RunDirectory, config: Config) -> bool:
+def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -> bool:
     """Freeze the configuration and make what jobs share; false if the run is done.
 
     Raises:
-        RunInProgressError: If a launcher of this machine is at work on the run.
+        RunInProgressError: If a launcher of this machine is at work on the run, or a job of another engine than this.
     """
     run.check(config)
     past = run.outcomes()
     if past and past[-1]["exit_code"] == EXIT_DONE:
-        console.print(f"{run.path} is done", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{run.path} is done", highlight=False, markup=False)
         return False
     run.create()
     with locked(run):
+        refuse_if_submitted(run, engine=engine)
         run.freeze(config)
         if config.data.prepare is not None:
             prepare(config)
@@ -148,7 +161,7 @@ def _prepared(run: RunDirectory, config: Config) -> bool:
 def _hint_at_wandb(config: Config) -> None:
     if config.tracking.mode == "online" and "WANDB_API_KEY" in os.environ:
         text = "WANDB_API_KEY stays here: on the nodes W&B reads ~/.netrc, which `wandb login` writes."
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        console.print(text, style="yellow", highlight=False)
 
 
 def _now() -> str:

@@ -1,6 +1,7 @@
 """``python -m trainer``: the process that runs on each rank. Signals and logs are set up before torch is imported."""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -94,8 +95,11 @@ def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes,
     """Leave the reason where the launcher finds it, whichever node this is."""
     reason = str(error) if code != EXIT_RETRY or rollback else f"{type(error).__name__}: {error}"
     kind = PEER_LOST if code == EXIT_RETRY and LOST_PEER.search(reason) else type(error).__name__
-    record_rank_error(log_dir, processes.global_rank, code=code, reason=reason, error=kind, rollback=rollback)
-    sys.stderr.write(f"{reason}\n")
+    try:
+        record_rank_error(log_dir, processes.global_rank, code=code, reason=reason, error=kind, rollback=rollback)
+        sys.stderr.write(f"{reason}\n")
+    except OSError as full:  # the exit code stands, and rank 0's terminal has the reason
+        logger.error("%s (%s)", reason, full)
     return code
 
 
@@ -123,8 +127,9 @@ def _parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log's disk is full: that is no other way to end
+            stream.flush()
     # Past this point only library teardown is left (process groups, W&B's service), which may hang or overwrite the
     # exit code.
     os._exit(code)

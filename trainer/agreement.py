@@ -1,5 +1,6 @@
 """What all ranks must know at the same step, though only one of them has seen it."""
 
+import struct
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ class Votes(NamedTuple):
     time: bool = False
 
 
+_VOTES = struct.Struct(f"={len(Votes._fields)}i")
+
+
 class Agreement:
     """Lets all ranks find out at the same step what one of them has seen.
 
@@ -39,7 +43,11 @@ class Agreement:
             assert isinstance(group, distributed.ProcessGroup)  # torch's -100 is for ranks left out
             self._group = group
         self._world_size = world_size
-        self._votes = torch.zeros(len(Votes._fields), dtype=torch.int32)
+        # One piece of memory, seen as bytes here and as a tensor by gloo: half the time of making and copying tensors.
+        self._bytes = bytearray(_VOTES.size)
+        self._tensors = [torch.frombuffer(self._bytes, dtype=torch.int32)]
+        self._options = distributed.AllreduceOptions()
+        self._options.reduceOp = distributed.ReduceOp.MAX
         self._pending: distributed.Work | None = None
 
     def ask(self, seen: Votes) -> Votes:
@@ -47,8 +55,8 @@ class Agreement:
         if self._group is None:
             return seen
         agreed = self._wait()
-        self._votes.copy_(torch.tensor(seen, dtype=torch.int32))
-        self._pending = distributed.all_reduce(self._votes, distributed.ReduceOp.MAX, self._group, async_op=True)
+        _VOTES.pack_into(self._bytes, 0, *seen)
+        self._pending = self._group.allreduce(self._tensors, self._options)
         return agreed
 
     def first(self, text: str | None) -> str | None:
@@ -64,4 +72,4 @@ class Agreement:
             return Votes()
         self._pending.wait()
         self._pending = None
-        return Votes(*map(bool, self._votes.tolist()))
+        return Votes._make(map(bool, _VOTES.unpack_from(self._bytes)))

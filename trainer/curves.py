@@ -21,8 +21,10 @@ def draw_curves(metrics_file: Path, target: Path) -> None:
 
     with metrics_file.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7))
     FigureCanvasAgg(figure)
+    # Not by a layout engine, which draws all of it twice more to find these numbers.
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.075, top=0.95, wspace=0.14, hspace=0.3)
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for name, color in zip(names, COLORS, strict=False):
             points = [(float(row["epoch"]), float(row[name])) for row in rows if row.get(name)]

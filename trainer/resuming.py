@@ -9,9 +9,9 @@ from rich.table import Table
 
 from configs.changes import Change, changes, refusals
 from configs.problems import ConfigError, Problem
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
 from configs.schema import Config
-from trainer.checkpoint_files import CHECKPOINT, KEY, load_content, read_manifest, refuse_newer_format
+from trainer.checkpoint_files import CHECKPOINT, KEY, MANIFEST, load_content, read_manifest, refuse_newer_format
 from trainer.checkpoints import CheckpointDirectory
 from trainer.elastic_zero import OPTIMIZER
 from trainer.fetching import fetch_newest, share_rollbacks
@@ -63,8 +63,13 @@ def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: 
             fetch_newest(config, run, is_first=attempt == 0)
         checkpoints, rollbacks = CheckpointDirectory(run.checkpoints), Rollbacks.read(run.rollbacks_file)
         path = find_checkpoint(config, checkpoints, rollbacks)
-        if len(known := Rollbacks.read(run.rollbacks_file).records) != len(rollbacks.records):
-            rollbacks = Rollbacks(run.rollbacks_file, known)
+        manifest = read_json(path / MANIFEST) if path is not None else {}  # it has just been verified
+        changed: list[Change] = []
+        if path is not None:  # before anything is put aside for it
+            changed = _changes_since(path, manifest, config, run)
+            _check_parts(config, path, saved=manifest["world_size"], present=processes.world_size)
+        if path is not None and path == Path(config.resume.checkpoint):
+            rollbacks = go_back(path, manifest, checkpoints, rollbacks)
             share_rollbacks(config, run)
         rollbacks.discard(checkpoints, chosen=path)
         size, wanted = config.data.global_batch_size, config.resume.checkpoint
@@ -75,9 +80,6 @@ def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: 
         }
         if path is None:
             return start
-        manifest = read_manifest(path)
-        changed = _changes_since(path, manifest, config, run)
-        _check_parts(config, path, saved=manifest["world_size"], present=processes.world_size)
         _show(changed, path, console)
         return start | {
             "checkpoint": str(path),
@@ -94,9 +96,7 @@ def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: 
 
 
 def find_checkpoint(config: Config, checkpoints: CheckpointDirectory, rollbacks: Rollbacks) -> Path | None:
-    """The checkpoint to go on from, by ``resume``.
-
-    The newest that are damaged go to quarantine; those later than one that is named go aside.
+    """The checkpoint to go on from, by ``resume``. The newest that are damaged go to quarantine.
 
     Raises:
         DataError: If the one that is named does not verify.
@@ -111,13 +111,18 @@ def find_checkpoint(config: Config, checkpoints: CheckpointDirectory, rollbacks:
         return next(admitted(quarantine=True), None)
     # Attempts that began there have gone on.
     for path in admitted(quarantine=False):
-        if read_manifest(path).get("resume") == wanted:
+        if read_json(path / MANIFEST).get("resume") == wanted:
             return path
-    path = Path(wanted)
-    step = int(read_manifest(path)["step"])
-    rollbacks.rewind(step, resume=wanted)
+    read_manifest(Path(wanted))
+    return Path(wanted)
+
+
+def go_back(path: Path, manifest: dict[str, Any], checkpoints: CheckpointDirectory, rollbacks: Rollbacks) -> Rollbacks:
+    """Put aside what is later than a checkpoint that a user has named, for good; returns what there is to know then."""
+    step = int(manifest["step"])
+    rollbacks = rollbacks.rewind(step, resume=str(path))
     checkpoints.supersede(step)
-    return path
+    return rollbacks
 
 
 def _inherited(manifest: dict[str, Any]) -> str:

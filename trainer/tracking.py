@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from configs.run import RunDirectory, write_atomically
+from configs.run import RunDirectory, read_json, write_atomically
 from configs.schema import Config
 from trainer.logs import logger
 
@@ -161,6 +161,9 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
     if config.tracking.mode != "disabled":
         import wandb
 
+        trial = read_json(run.trial_file)
+        # Not by the client's environment variables: these would have it choose the run itself.
+        sweep_id = trial.get("sweep") if config.tracking.mode == "online" else None
         loggers.append(
             SafeWandbLogger(
                 name=run.run_id,
@@ -171,7 +174,10 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
                 tags=list(config.tracking.tags),
                 save_dir=run.path,
                 offline=config.tracking.mode == "offline",
-                settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
+                config=trial.get("parameters"),
+                settings=wandb.Settings(
+                    init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, sweep_id=sweep_id
+                ),
             )
         )
     return loggers

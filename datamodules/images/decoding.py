@@ -123,7 +123,7 @@ class _Other:
         except UNREADABLE as error:
             raise BadSampleError(f"not a readable image ({error})") from error
         width, height = self._image.size
-        _check_size(width, height)
+        check_size(width, height)
         self._mode = mode
         if self._image.format == "PNG":
             self._load()  # EXIF data may follow the pixels: asking for it loads them, and hides that they are damaged
@@ -159,7 +159,7 @@ def open_image(data: bytes, mode: str) -> EncodedImage:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return _Other(data, mode)
-        _check_size(width, height)
+        check_size(width, height)
         if colorspace in _SAME_AS_PILLOW and _is_upright(data):
             return _Jpeg(data, mode, (width, height), colorspace)
     return _Other(data, mode)
@@ -184,7 +184,12 @@ def _cut(pixels: Pixels, box: Box | None, divisor: int = 1) -> Pixels:
     return pixels[first_row:last_row, first_column:last_column]
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """See that an image has no more pixels than are decoded in training: Pillow's MAX_IMAGE_PIXELS, 89 million.
+
+    Raises:
+        BadSampleError: If it has.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise BadSampleError(

@@ -8,7 +8,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms, UnidentifiedImageError
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS, UNREADABLE, in_8_bits, orientation, unknown_format
+from datamodules.images.decoding import FORMATS, UNREADABLE, check_size, in_8_bits, orientation, unknown_format
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """MPO is a JPEG with more pictures after the first."""
@@ -33,7 +33,8 @@ def encode(contents: bytes, *, short_side: int | None, quality: int) -> tuple[st
         quality: Of the JPEG, 1 to 100.
 
     Raises:
-        DataError: If it is no image of these formats, or damaged where it has to be decoded.
+        DataError: If it is no image of these formats, damaged where it has to be decoded, or would be stored with more
+            pixels than training decodes.
     """
     try:
         with warnings.catch_warnings():
@@ -41,6 +42,7 @@ def encode(contents: bytes, *, short_side: int | None, quality: int) -> tuple[st
             image = PilImage.open(io.BytesIO(contents), formats=FORMATS)
             if short_side is not None and min(image.size) > short_side:
                 return "jpg", _saved(_shrunk(image, short_side), "JPEG", quality=quality, optimize=True)
+            check_size(*image.size)  # it is stored in this size, and training would refuse it
             if image.format in EXTENSIONS:
                 return EXTENSIONS[image.format], contents
             return "png", _saved(image, "PNG")

@@ -1,12 +1,12 @@
 """Fetching remote shards before they are read: the plan says which come next."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.problems import DataError, UnreachableError
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
@@ -15,6 +15,7 @@ from datamodules.storage.stats import Stat
 if TYPE_CHECKING:
     from datamodules.streaming.source import Plan
 
+logger = logging.getLogger(__name__)
 _THREADS = 2
 _IDLE_S = 0.2
 Visit = tuple[int, int]
@@ -84,7 +85,8 @@ class Prefetcher:
             try:
                 size, _, tag = self._index.version(visit[1])
                 self._cache.prefetch(url, Stat(size, tag))
-            except (DataError, UnreachableError):
+            except Exception as error:  # of a disk too, or of a process that is ending: none may end this thread
+                logger.debug("%s was not fetched ahead: %s: %s", url, type(error).__name__, error)
                 self._wait(_IDLE_S)
 
     def _next(self) -> Visit | None:

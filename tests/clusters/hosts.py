@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters.turns import alone
+
 TOOL = Path(__file__).parent / "hosts"
+LOCK = Path(os.environ.get("EFFNET_HOSTS_DIR", "/tmp/effnet-hosts") + ".lock")
 NETWORK = "10.78.0"
 TIMEOUT_S = 240
 
@@ -21,6 +24,11 @@ def hosts(number: int) -> Iterator[None]:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None and shutil.which("apt-get") is None:
         pytest.skip("ip is not installed, and there is no apt-get to install it")
+    with alone(LOCK, "the network of hosts"):
+        yield from _up(number)
+
+
+def _up(number: int) -> Iterator[None]:
     up = subprocess.run([TOOL, "up", str(number)], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if up.returncode:
         _down()

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters.turns import alone
+
 TOOL = Path(__file__).parent / "slurm-cluster"
 CONFIGURATION = "/tmp/effnet-slurm/slurm.conf"
+LOCK = Path("/tmp/effnet-slurm.lock")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 TIMEOUT_S = 240
 
@@ -24,6 +27,11 @@ def slurm_cluster(nodes: int) -> Iterator[None]:
         pytest.skip("a Slurm of virtual nodes needs root")
     if any(shutil.which(program) is None for program in PROGRAMS) and shutil.which("apt-get") is None:
         pytest.skip("Slurm is not installed, and there is no apt-get to install it")
+    with alone(LOCK, "the Slurm"):
+        yield from _up(nodes)
+
+
+def _up(nodes: int) -> Iterator[None]:
     up = subprocess.run([TOOL, "up", str(nodes)], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if up.returncode:
         subprocess.run([TOOL, "down"], capture_output=True, timeout=TIMEOUT_S, check=False)

@@ -80,3 +80,13 @@ def final_state(run: RunDirectory) -> dict[str, Any]:
 
 def logs(run: RunDirectory) -> str:
     return "\n".join(f"--- {path}\n{path.read_text()[-6000:]}" for path in sorted(run.path.glob("logs/*/*.log")))
+
+
+FAILS_ALIKE = {"optimizer__lr": 1e30, "scheduler__warmup_epochs": 0}
+"""The loss of the second step is not finite: with `cannot_say_so`, an error that comes again in each attempt."""
+
+
+def cannot_say_so(run: RunDirectory) -> RunDirectory:
+    """Let a run that diverges fail where it writes that down."""
+    run.nonfinite_file.mkdir(parents=True)
+    return run

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from configs.run import RunDirectory
-from launch.kubernetes_pod import PORT
-from launch.pod import JOB_UID, RESTART
+from launch.kubernetes.pod import JOB_UID, RESTART
+from launch.kubernetes.pod_spec import PORT
 from tests.clusters.hosts import address, hosts, on_host
 from tests.integration.runs import final_state, last_step, logs, losses, train
 from tests.integration.test_equivalence import assert_same

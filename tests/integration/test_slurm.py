@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from configs.run import RunDirectory
 from launch.ledger import submissions
-from tests.clusters.slurm import command, effnet, job, slurm_cluster, wait_for
-from tests.integration.runs import final_state, last_step, losses, rows, train
+from tests.clusters.slurm import TIMEOUT_S, command, effnet, job, slurm_cluster, wait_for
+from tests.integration.runs import FAILS_ALIKE, cannot_say_so, final_state, last_step, losses, rows, train
 from tests.integration.test_equivalence import assert_same
 
 Overrides = Callable[..., list[str]]
@@ -241,3 +242,29 @@ def test_every_value_reaches_slurm_as_it_is(tmp_path: Path, toy_overrides: Overr
     assert "told to checkpoint" in effnet("cancel", str(run.path))
     wait_for(lambda: job(job_id, "JobState") == "CANCELLED", what="the end of a job that waited")
     assert not pwned.exists()
+
+
+def test_a_run_whose_job_waits_is_not_trained_here(
+    submit: Callable[..., tuple[RunDirectory, str]], toy_overrides: Overrides
+) -> None:
+    overrides = toy_overrides(launch__slurm__options="{hold: true}")
+    run, job_id = submit(overrides)
+    for words in (["fit"], ["launch", "local"]):
+        command = [sys.executable, "-m", "launch.cli", *words, "--run", str(run.path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == 1, done.stderr
+        assert f"slurm job {job_id}" in done.stderr
+        assert "is waiting; end that first" in " ".join(done.stderr.split())
+    assert run.attempts == 0
+
+
+def test_a_job_that_fails_twice_alike_ends_with_93(
+    submit: Callable[..., tuple[RunDirectory, str]], toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    cannot_say_so(RunDirectory(tmp_path / "job"))
+    run, job_id = submit(toy_overrides(trainer__devices=1, **FAILS_ALIKE))
+    wait_until_ended(run, job_id, "FAILED")
+
+    assert job(job_id, "ExitCode") == "93:0"
+    assert job(job_id, "Restarts") == "1"
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["retry", "do_not_retry"]

@@ -17,7 +17,7 @@ from launch.snapshot import code_files, code_hash, snapshot
 from tests.clusters.hosts import address, cut, heal, hosts, on_host
 from tests.clusters.slurm import effnet, wait_for
 from tests.clusters.ssh import CONFIG, FOLDER, TIMEOUT_S, ended, of_run, other_view, start
-from tests.integration.runs import final_state, last_step, logs, losses, train
+from tests.integration.runs import FAILS_ALIKE, cannot_say_so, final_state, last_step, logs, losses, train
 from tests.integration.test_equivalence import assert_same
 
 Overrides = Callable[..., list[str]]
@@ -311,3 +311,14 @@ def test_a_launch_is_stopped_while_hosts_are_asked(toy_overrides: Overrides, tmp
     assert "stopped before ranks were started" in errors
     assert run.attempts == 0
     assert of_run(run) == []
+
+
+@pytest.mark.slow
+def test_hosts_that_fail_twice_alike_end_with_93(toy_overrides: Overrides, tmp_path: Path) -> None:
+    run = cannot_say_so(RunDirectory(tmp_path / "alike"))
+    overrides = toy_overrides(trainer__devices=1, fault__restart_backoff_s=0.1, **FAILS_ALIKE)
+    code, output, errors = ended(start(overrides, hosts=1, run=run))
+
+    assert code == 93, errors + output + told(run)
+    assert [outcome["exit_class"] for outcome in run.outcomes()] == ["retry", "do_not_retry"]
+    assert "(attempt 0 failed at the same step in the same way)" in errors

@@ -324,3 +324,9 @@ def test_an_atomic_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_p
 
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_user_has_kept_of_an_attempts_logs_is_no_attempt(run: RunDirectory) -> None:
+    run.begin_attempt()
+    run.log_dir(0).rename(run.log_dir(0).with_name("attempt-00-before-the-change"))
+    assert run.begin_attempt() == 0

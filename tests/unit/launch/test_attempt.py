@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.rank_records import record_rank_error
 from configs.run import RunDirectory, rank_error, write_atomically
-from launch.attempt import LOST, again, begin
+from launch.attempt import LOST, again, begin, end
 from launch.ledger import request_cancellation, withdraw_cancellation
 
 LIMITS = ("--requeues=0", "--max-requeues=1", "--max-failures=1")
@@ -105,3 +106,33 @@ def test_attempts_whose_script_was_killed_get_an_outcome(run: RunDirectory) -> N
     first, second = run.outcomes()
     assert (first["exit_class"], first["reason"], first["rank"]) == ("retry", LOST, None)
     assert (second["exit_class"], second["rank"]) == ("interrupted", 1)
+
+
+def failed_again(run: RunDirectory, reason: str, error: str = "ValueError", code: int = 1) -> str:
+    """One more attempt, of which a rank leaves that; how it ended."""
+    attempt, _ = begin(run)
+    record_rank_error(run.log_dir(attempt), 1, code=code, reason=reason, error=error)
+    return str(end(run, attempt=attempt, status=1)["exit_class"])
+
+
+def test_an_attempt_that_fails_as_the_one_before_it_is_not_to_be_tried_again(run: RunDirectory) -> None:
+    assert failed_again(run, "12 of 13") == "retry"
+    assert failed_again(run, "something else") == "retry"
+    assert failed_again(run, "12 of 14") == "retry"
+    assert failed_again(run, "SIGTERM", "Interrupted", code=85) == "interrupted"
+    assert failed_again(run, "12 of 15") == "retry"
+    assert failed_again(run, "12 of 16") == "do_not_retry"
+    assert run.outcomes()[-1]["reason"] == "12 of 16 (attempt 4 failed at the same step in the same way)"
+
+
+def test_a_disk_or_a_server_that_takes_no_checkpoint_may_do_so_again(run: RunDirectory) -> None:
+    assert [failed_again(run, "No space left on device", "SaveFailedError") for _ in range(2)] == ["retry"] * 2
+
+
+def test_an_attempt_whose_script_was_killed_is_judged_too(run: RunDirectory) -> None:
+    failed_again(run, "12 of 13")
+    attempt, _ = begin(run)
+    record_rank_error(run.log_dir(attempt), 1, code=1, reason="12 of 14", error="ValueError")
+
+    assert script("begin", str(run.path)).returncode == 0
+    assert run.outcomes()[attempt]["exit_class"] == "do_not_retry"

@@ -9,7 +9,7 @@ from launch.inspection import progress, state
 from launch.ledger import Submission, record, submissions
 from launch.lock import locked
 from launch.reading_logs import show_logs
-from tests.unit.launch.commands import effnet
+from tests.unit.launch.commands import MINIMAL, effnet
 
 METRICS = """\
 step,throughput/images_per_second,val/ema_top1,val/top1
@@ -63,6 +63,15 @@ def test_a_job_of_a_cluster_that_is_out_of_reach_does_not_keep_status_from_answe
     cancelled = effnet("cancel", "mine", cwd=run.path.parents[1], PATH="/nowhere")
     assert cancelled.returncode == 93
     assert "no squeue here" in cancelled.stderr
+
+
+def test_fit_leaves_a_run_alone_whose_job_it_cannot_ask_for(run: RunDirectory) -> None:
+    record(run, Submission(time="2026-01-01T00:00:00+00:00", engine="slurm", job_id="7", artefact="slurm.sh"))
+    fitted = effnet("fit", *MINIMAL, "run_id=mine", cwd=run.path.parents[1], PATH="/nowhere")
+    assert fitted.returncode == 93
+    assert "slurm job 7" in fitted.stderr
+    assert "submissions.jsonl" in fitted.stderr
+    assert run.attempts == 0
 
 
 def test_status_and_runs_print_tables(run: RunDirectory) -> None:

@@ -11,9 +11,9 @@ import yaml
 from configs.load import dump_yaml, load_config
 from configs.problems import ConfigError
 from launch.job import job_spec
-from launch.kubernetes import check, render, to_yaml
-from launch.kubernetes_pod import object_name
-from launch.pod import CONFIG, rank_variables
+from launch.kubernetes.documents import check, render, to_yaml
+from launch.kubernetes.pod import CONFIG, rank_variables
+from launch.kubernetes.pod_spec import object_name
 from tests.unit.configs.loading import config_of, problems_of
 from tests.unit.launch.kubernetes_schemas import expanded, pod_template, validate
 

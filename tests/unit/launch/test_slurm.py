@@ -8,7 +8,7 @@ import pytest
 
 from configs.problems import ConfigError
 from launch.job import job_spec
-from launch.slurm import render
+from launch.slurm.script import render
 from tests.unit.configs.loading import config_of, problems_of
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from configs.problems import ConfigError
-from launch.hostfile import Host, hosts_of
 from launch.job import job_spec
-from launch.ssh import render
-from launch.ssh_facts import Listener, facts, nic_with, reach
-from launch.ssh_host import MARK
-from launch.ssh_preflight import problems_of
+from launch.ssh.facts import Listener, facts, nic_with, reach
+from launch.ssh.host import MARK
+from launch.ssh.hostfile import Host, hosts_of
+from launch.ssh.preflight import problems_of
+from launch.ssh.rendering import render
 from tests.unit.configs.loading import config_of
 from tests.unit.configs.loading import problems_of as problems_of_config
 from tests.unit.launch.commands import MINIMAL, effnet
@@ -79,7 +79,7 @@ def test_a_hosts_shell_runs_the_interpreter_with_paths_as_they_are(shell: str, t
     done = subprocess.run([shell, "-c", command[-1]], cwd=tmp_path, capture_output=True, text=True, check=True)
 
     assert command[-3:-1] == ["--", "node1"]
-    assert done.stdout.split("\0")[:-1] == ["-m", "launch.ssh_host", f"{work_dir}/runs/b0/launch/code-0123456789ab"]
+    assert done.stdout.split("\0")[:-1] == ["-m", "launch.ssh.host", f"{work_dir}/runs/b0/launch/code-0123456789ab"]
     assert not list(tmp_path.rglob("pwned"))
     # What else is configured is in no text for a shell.
     assert json.loads(rendered(environment={"NCCL_NASTY": NASTY}))["environment"]["NCCL_NASTY"] == NASTY
@@ -246,7 +246,7 @@ def test_hosts_meet_at_a_port_that_is_free_again_at_once() -> None:
 def test_a_session_ends_with_its_standard_input_and_leaves_nothing(tmp_path: Path) -> None:
     """The ranks have started a process under a session of its own, which would outlive them."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.ssh_host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "launch.ssh.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -274,7 +274,7 @@ def test_a_session_ends_with_its_standard_input_and_leaves_nothing(tmp_path: Pat
 
 
 def test_a_session_without_word_from_its_launcher_ends() -> None:
-    process = subprocess.Popen([sys.executable, "-m", "launch.ssh_host"], stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "launch.ssh.host"], stdin=subprocess.PIPE, text=True)
     assert process.stdin is not None
     process.stdin.write(json.dumps({"do": "ask", "token_file": "/", "work_dir": "/", "lease_s": 1}) + "\n")
     process.stdin.flush()

@@ -1,6 +1,7 @@
 """Real processes over gloo."""
 
 from tests.unit.trainer.processes import run_ranks
+from trainer.__main__ import LOST_PEER
 from trainer.agreement import Agreement, Votes
 
 BEGIN = """
@@ -50,3 +51,24 @@ def test_alone_a_rank_agrees_with_itself_at_once() -> None:
     assert agreement.ask(Votes(save=True)) == Votes(save=True)
     assert agreement.ask(Votes()) == Votes()
     assert agreement.first("word") == "word"
+
+
+def test_a_rank_that_hears_nothing_from_another_gives_up_and_does_not_vote_for_ever() -> None:
+    code = """
+agreement, told = Agreement(world_size=2, timeout=timedelta(seconds=1)), "nothing"
+agreement.ask(Votes())
+store = distributed.distributed_c10d._get_default_store()
+if rank == 0:
+    try:
+        for _ in range(2):
+            agreement.ask(Votes())
+    except RuntimeError as error:
+        told = str(error)
+    store.set("given up", "")
+store.wait(["given up"], timedelta(seconds=60))
+print(json.dumps(told))
+"""
+    told, other = run_ranks(BEGIN + code, world_size=2)
+    assert LOST_PEER.search(str(told)), told
+    assert "imed out" in str(told)
+    assert other == "nothing"

@@ -22,9 +22,9 @@ from configs.schema import Config
 from datamodules.making.shards import Image, write_split
 from tests.conftest import picture
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, changed, checkpoint, new_run, rows, train, weights
-from trainer.checkpoint_files import CHECKPOINT, MANIFEST, CheckpointFile, load_weights, verify
+from trainer.checkpoint_files import CHECKPOINT, MANIFEST, CheckpointFile, load_weights, read_manifest, verify
 from trainer.checkpoints import QUARANTINE, REASON, SUPERSEDED, CheckpointDirectory
-from trainer.resuming import START_ANEW, Start, find_checkpoint
+from trainer.resuming import START_ANEW, Start, find_checkpoint, go_back
 from trainer.resuming import choose as choose_on_rank_0
 from trainer.retention import Retention
 from trainer.rollback import Rollbacks
@@ -153,7 +153,10 @@ def test_only_fit_moves_checkpoints_and_puts_aside_those_later_than_a_named_one(
 
     assert directory.chosen(None) == good  # as validate and export do
     assert bad.exists()
-    assert find_checkpoint(resuming(good), directory, Rollbacks.read(directory.path.parent / "rollbacks.json")) == good
+    rollbacks = Rollbacks.read(directory.path.parent / "rollbacks.json")
+    assert find_checkpoint(resuming(good), directory, rollbacks) == good
+    assert bad.exists()  # until it is known that the run may go on from there
+    go_back(good, read_manifest(good), directory, rollbacks)
     assert (directory.path / SUPERSEDED / bad.name).exists()
 
 

@@ -29,7 +29,7 @@ B0 = [
 SMALL = [
     {"block": "cn", "channels": 8, "se_ratio": 0.25},
     {"block": "er", "channels": 16, "stride": 2, "expansion": 2.0, "se_ratio": 0.0},
-    {"block": "ir", "channels": 24, "repeats": 2, "stride": 2, "kernel_size": 5, "expansion": 3.5, "se_ratio": 0.5},
+    {"block": "ir", "channels": 24, "repeats": 2, "stride": 2, "kernel_size": 5, "expansion": 3.0, "se_ratio": 0.5},
     {"block": "ds", "channels": 32, "kernel_size": 7},
 ]
 
@@ -67,7 +67,7 @@ def test_each_stage_has_its_blocks_kernels_channels_and_squeeze() -> None:
     assert fused[0].conv_exp.stride == (2, 2)
     assert [block.conv_dw.kernel_size for block in inverted] == [(5, 5), (5, 5)]
     assert [block.conv_dw.stride for block in inverted] == [(2, 2), (1, 1)]
-    assert inverted[1].conv_pw.out_channels == 88  # 3.5 x 24, which timm rounds to a multiple of 8
+    assert inverted[1].conv_pw.out_channels == 72
     assert inverted[1].se.conv_reduce.out_channels == 12
     assert separable[0].conv_dw.kernel_size == (7, 7)
     assert isinstance(fused[0].se, nn.Identity)

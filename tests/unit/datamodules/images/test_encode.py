@@ -10,6 +10,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms
 
 from configs.problems import DataError
+from datamodules.images.decoding import open_image
 from datamodules.images.encode import encode
 from tests.conftest import picture
 from tests.unit.datamodules.sources import jpeg
@@ -162,3 +163,20 @@ def test_grey_of_16_bits_keeps_its_shades() -> None:
 def test_what_is_no_image_is_a_data_error(contents: bytes, what: str) -> None:
     with pytest.raises(DataError, match=what):
         encode(contents, short_side=32, quality=90)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_no_image_is_stored_that_training_would_refuse_for_its_size(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between Pillow's limit, from which on it warns, and twice that, where it refuses by itself."""
+    monkeypatch.setattr(PilImage, "MAX_IMAGE_PIXELS", 1000)
+    contents = picture(0, size=40, file_format=file_format)
+    with pytest.raises(DataError, match="40x40 pixels, the limit is 1000"):
+        encode(contents, short_side=None, quality=90)
+    with pytest.raises(DataError, match="40x40 pixels, the limit is 1000"):
+        open_image(contents, "RGB")
+
+    _, smaller = encode(contents, short_side=16, quality=90)
+    assert open_image(smaller, "RGB").size == (16, 16)

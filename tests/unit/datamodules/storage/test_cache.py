@@ -24,6 +24,7 @@ from datamodules.storage.stats import Stat
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 from datamodules.streaming.source import EvaluationPlan, TrainingPlan
+from tests.disks import fill, small_disk
 from tests.unit.datamodules.archives import write_samples
 from tests.web import FaultyServer
 
@@ -338,3 +339,26 @@ def test_prefetching_does_not_push_out_what_is_open(index: ShardIndex, server: F
     for descriptor in held:
         os.close(descriptor)
     assert cache.prefetch(url, Stat(size, index.shard_tags[2]))
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_prefetching(
+    index: ShardIndex, server: FaultyServer, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "cache", size_bytes=20 * SIZE) as disk:
+        cache = ShardCache(folder=disk / "shards", max_bytes=100 * SIZE, remote=Remote(attempts=2, timeout_s=5.0))
+        cache.folder.mkdir()
+        filler, failed = fill(disk), threading.Event()
+
+        def visits() -> Iterator[tuple[int, int]]:
+            yield 0, 1
+            assert failed.wait(60)
+            yield 0, 2
+
+        prefetcher = Prefetcher(index, cache, visits(), ahead=1)  # one thread
+        time.sleep(0.5)
+        assert list(cache.folder.glob("*.tar")) == []
+        filler.unlink()
+        failed.set()
+        prefetcher.reach(0, 1)
+        wait_until(lambda: len(list(cache.folder.glob("*.tar"))) == 1)
+        prefetcher.close()

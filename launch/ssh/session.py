@@ -14,8 +14,8 @@ from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from configs.lifeline import end_with_parent
-from launch.hostfile import Host
-from launch.ssh_host import MARK, Message
+from launch.ssh.host import MARK, Message
+from launch.ssh.hostfile import Host
 
 CLOSING_S = 15.0
 """Longest time in which a host ends what it runs once it is told."""
@@ -24,7 +24,7 @@ POLL_S = 0.2
 
 
 class Session:
-    """ssh to one host, which runs `launch.ssh_host`.
+    """ssh to one host, which runs `launch.ssh.host`.
 
     Attributes:
         host: The host.

@@ -22,15 +22,15 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
     Raises:
         ConfigError: If a path cannot be said to Slurm or to the container's runtime.
     """
-    _check_paths(spec)
+    check_paths(spec)
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _directives(spec, slurm)),
+        *(f"#SBATCH {option}" for option in directives(spec, slurm)),
         "",
         f"# Rendered by effnet. All that the job does is in {_comment(str(spec.run_dir))}",
         "set -u -o pipefail",
         f"run={_quoted(str(spec.run_dir))}",
-        *_modules(slurm),
+        *modules(slurm),
         *(f"export {name}={_quoted(value)}" for name, value in _variables(spec).items()),
         f"cd {_quoted(str(spec.work_dir))} || exit 1",
         "",
@@ -71,8 +71,8 @@ def job_name(spec: JobSpec) -> str:
     return f"effnet-{spec.run_id}-{hashlib.sha256(str(spec.run_dir).encode()).hexdigest()[:6]}"
 
 
-def _directives(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
-    """Options of sbatch, each quoted."""
+def directives(spec: JobSpec, slurm: Slurm, **instead: object) -> Iterator[str]:
+    """Options of sbatch, each quoted; ``instead`` are others of ours, with underscores for hyphens."""
     tasks, cores = (1, spec.devices * spec.cpus_per_device) if slurm.elastic else (spec.devices, spec.cpus_per_device)
     options: dict[str, object] = {
         "job-name": job_name(spec),
@@ -94,6 +94,7 @@ def _directives(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
         "open-mode": "append",
         "output": f"{spec.run_dir}/launch/slurm-%j.out",
         "export": "NONE",
+        **{name.replace("_", "-"): value for name, value in instead.items()},
         **slurm.options,
     }
     for name, value in options.items():
@@ -114,7 +115,8 @@ def _variables(spec: JobSpec) -> dict[str, str]:
     return {**spec.environment, **python_environment(spec)}
 
 
-def _modules(slurm: Slurm) -> list[str]:
+def modules(slurm: Slurm) -> list[str]:
+    """Commands that load the environment modules."""
     if not slurm.modules:
         return []
     return [
@@ -129,7 +131,7 @@ def _srun(spec: JobSpec, slurm: Slurm) -> list[str]:
         least = slurm.min_nodes or spec.num_nodes
         cores = spec.devices * spec.cpus_per_device
         torchrun = [
-            *_container(spec, slurm),
+            *container(spec, slurm),
             f"{_quoted(spec.python)} -m torch.distributed.run",
             f"--nnodes={least}:{spec.num_nodes} --nproc-per-node={spec.devices} --max-restarts={TORCHRUN_RESTARTS}",
             '--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
@@ -143,7 +145,7 @@ def _srun(spec: JobSpec, slurm: Slurm) -> list[str]:
             '    bash -c \'trap "" USR1; exec "$@"\' bash \\',
             *_continued(torchrun),
         ]
-    command = [*_container(spec, slurm), f"{_quoted(spec.python)} -m {_arguments(spec)}"]
+    command = [*container(spec, slurm), f"{_quoted(spec.python)} -m {_arguments(spec)}"]
     return [
         f"srun --export=ALL --ntasks-per-node={spec.devices} --cpus-per-task={spec.cpus_per_device} \\",
         f"    --distribution=block --kill-on-bad-exit=1 --wait={WAIT_S} --label \\",
@@ -159,13 +161,13 @@ def _arguments(spec: JobSpec) -> str:
 
 def _on_first_node(spec: JobSpec, slurm: Slurm) -> list[str]:
     """Python with the function's arguments, for what the script itself does: in the image, where there is one."""
-    words = _container(spec, slurm)
+    words = container(spec, slurm)
     if spec.image is not None and slurm.container == "pyxis":
         words = ["srun --export=ALL --nodes=1 --ntasks=1 --relative=0", *_pyxis_options(spec)]
     return [*words, f'{_quoted(spec.python)} "$@"']
 
 
-def _container(spec: JobSpec, slurm: Slurm) -> list[str]:
+def container(spec: JobSpec, slurm: Slurm) -> list[str]:
     """Words before a command that runs it in Apptainer."""
     if spec.image is None or slurm.container != "apptainer":
         return []
@@ -207,7 +209,7 @@ def _comment(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _check_paths(spec: JobSpec) -> None:
+def check_paths(spec: JobSpec) -> None:
     """See that the run's path can be said.
 
     Raises:

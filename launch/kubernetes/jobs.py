@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from configs.problems import ConfigError, Problem
-from launch.kubernetes_api import Api, Object, connect
+from launch.kubernetes.api import Api, Object, connect
 from launch.ledger import JobState
 
 ENDS = {"Complete": "done", "Completed": "done", "Failed": "failed"}

@@ -1,4 +1,4 @@
-"""``python -m launch.ssh_host``: a host's part of a launch over ssh: says what is here, runs its ranks, ends with ssh.
+"""``python -m launch.ssh.host``: a host's part of a launch over ssh: says what is here, runs its ranks, ends with ssh.
 
 Speaks with its launcher through standard input and output, a line of JSON a message. Where the launcher, or the network
 to it, has gone silent, nothing that was started here stays.
@@ -20,7 +20,7 @@ import psutil
 
 from configs.run import EXIT_RETRY
 from launch.inbox import SignalInbox
-from launch.ssh_facts import Listener, facts, reach
+from launch.ssh.facts import Listener, facts, reach
 from launch.supervisor import run_command
 
 MARK = "@effnet "

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 from configs.run import RunDirectory
-from launch.kubernetes_api import Api, connect
+from launch.kubernetes.api import Api, connect
 from launch.ledger import submissions
 from launch.reading_logs import CLOCK
 

@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.load import dump_yaml, load_config
-from configs.run import EXIT_DONE, RunDirectory, write_atomically
-from launch import kubernetes, kubernetes_jobs
+from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
+from launch.engines import refuse_if_submitted
 from launch.fit import console, of_run
 from launch.job import job_spec, with_preflight
+from launch.kubernetes import documents as kubernetes
+from launch.kubernetes import jobs as kubernetes_jobs
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT
@@ -30,6 +32,7 @@ def launch_kubernetes(
         files, overrides = of_run(run_name, files, overrides)
     config = load_config(files, overrides).config
     work_dir = Path(config.launch.kubernetes.work_dir or Path.cwd())
+    config = with_absolute_resume(config, work_dir)
     spec = job_spec(config, code_dir=ROOT, work_dir=work_dir, environment=os.environ)
     spec = with_preflight(spec) if preflight else spec
     kubernetes.check(spec, config)
@@ -42,6 +45,7 @@ def launch_kubernetes(
         return EXIT_DONE
     run.create()
     with locked(run):
+        refuse_if_submitted(run, engine="kubernetes")
         run.freeze(config)
         run.launch_dir.mkdir(exist_ok=True)
         artefact = run.launch_dir / "kubernetes.yaml"
@@ -52,5 +56,5 @@ def launch_kubernetes(
         record(run, Submission(time=now, engine="kubernetes", job_id=job_id, artefact=str(artefact)))
     said = f"{run.run_id}: {job_id}\nnext\n"
     said += "".join(f"  effnet {verb} {run.path}\n" for verb in ("status", "logs --follow", "cancel"))
-    console.print(said, highlight=False, markup=False, soft_wrap=True, end="")
+    console.print(said, highlight=False, markup=False, end="")
     return EXIT_DONE

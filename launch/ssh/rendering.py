@@ -1,7 +1,7 @@
 """Renders a job for ssh: what is run on each host, as data that no shell reads.
 
 The one text for a shell is the command that ssh hands to a host's: the interpreter and two paths, quoted. All else goes
-through the session's standard input (`launch.ssh_host`).
+through the session's standard input (`launch.ssh.host`).
 """
 
 import json
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Ssh
-from launch.hostfile import Host
 from launch.job import JobSpec, python_environment
+from launch.ssh.hostfile import Host
 
 CONNECT_TIMEOUT_S = 15
 ALIVE_COUNT = 3
@@ -67,7 +67,7 @@ def ssh_command(host: Host, spec: JobSpec, ssh: Ssh) -> list[str]:
     for name, value in options.items():
         words += ["-o", f"{name}={value}"]
     path = python_environment(spec)
-    remote = ["env", *(f"{name}={value}" for name, value in path.items()), spec.python, "-m", "launch.ssh_host"]
+    remote = ["env", *(f"{name}={value}" for name, value in path.items()), spec.python, "-m", "launch.ssh.host"]
     return [*words, "--", host.name, f"exec {shlex.join(remote)}"]
 
 

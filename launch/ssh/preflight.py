@@ -8,7 +8,7 @@ from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config
 from launch.job import JobSpec
 from launch.snapshot import code_files, code_hash
-from launch.ssh_session import Session, Sessions
+from launch.ssh.session import Session, Sessions
 
 ANSWER_S = 120.0
 """Longest time in which a host logs in, starts Python from shared storage, and says what it is."""
@@ -54,7 +54,7 @@ def preflight(sessions: Sessions, config: Config, spec: JobSpec, *, token: str, 
 def problems_of(
     hosts: Mapping[str, Mapping[str, Any]], *, expected: Mapping[str, str], spec: JobSpec, accelerator: str
 ) -> Iterator[Problem]:
-    """What keeps hosts from training, by what they say (`launch.ssh_facts`).
+    """What keeps hosts from training, by what they say (`launch.ssh.facts`).
 
     Args:
         hosts: What each says, by name, the first host's first.

@@ -1,4 +1,4 @@
-"""``python -m launch.pod``: what each pod on Kubernetes runs: the ranks of its node, from the first to the last line.
+"""``python -m launch.kubernetes.pod``: what each pod runs: the ranks of its node, from the first to the last line.
 
 The pod of rank 0 numbers the attempt and records how it ends; the others read that number in the run directory. All
 write what their ranks log to standard output too, each line with its rank.
@@ -30,10 +30,12 @@ from configs.run import (
 )
 from configs.schema import Config
 from launch import attempt as attempts
+from launch.disk import fault_of_disk
 from launch.fit import is_longer, prepare
 from launch.inbox import SignalInbox
 from launch.rank import ATTEMPT, SIGNALS
 from launch.reading_logs import RankLog
+from launch.restarts import judged
 from launch.supervisor import GRACE_S, described, outcome
 
 CONFIG = "EFFNET_CONFIG"
@@ -51,7 +53,7 @@ ELSEWHERE_EVERY_S = 5.0
 
 def main() -> int:
     """Run this node's ranks; returns the pod's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.pod", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.kubernetes.pod", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--max-failures", type=int, required=True, help="in a row without a new checkpoint")
     arguments = parser.parse_args()
@@ -67,6 +69,12 @@ def main() -> int:
         except (ConfigError, DataError) as error:
             _say(f"error: {error}")
             return EXIT_DO_NOT_RETRY
+        except OSError as error:
+            fault = fault_of_disk(error)
+            if fault is None:
+                raise
+            _say(f"error: {fault}")
+            return EXIT_RETRY
         if begun is None or begun == DONE:
             _say("ended before it began" if begun is None else f"{run.path} is done")
             return EXIT_INTERRUPTED if begun is None else EXIT_DONE
@@ -77,7 +85,7 @@ def main() -> int:
         result = attempts.end(run, attempt=number, status=status)
         _say(f"attempt {number}: {result['exit_class']}: {described(result)}")
     else:
-        result = outcome(status, attempt=number, log_dir=run.log_dir(number), started=0.0)
+        result = judged(outcome(status, attempt=number, log_dir=run.log_dir(number), started=0.0), run)
     return int(result["exit_code"])
 
 

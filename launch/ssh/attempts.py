@@ -25,14 +25,15 @@ from configs.run import (
 )
 from configs.schema import Config
 from launch.attempt import again
-from launch.hostfile import Host
+from launch.disk import recorded
 from launch.inbox import SignalInbox
 from launch.job import JobSpec
 from launch.reading_logs import show_logs
-from launch.restarts import Restarts
-from launch.ssh import ALIVE_COUNT, rank_command, ssh_command, variables
-from launch.ssh_preflight import Meeting, preflight
-from launch.ssh_session import Session, Sessions, StoppedError, connected
+from launch.restarts import Restarts, judged
+from launch.ssh.hostfile import Host
+from launch.ssh.preflight import Meeting, preflight
+from launch.ssh.rendering import ALIVE_COUNT, rank_command, ssh_command, variables
+from launch.ssh.session import Session, Sessions, StoppedError, connected
 from launch.supervisor import GRACE_S, agent_environment, described, outcome
 
 POLL_S = 0.2
@@ -130,9 +131,10 @@ class SshAttempts:
             reason = f"{lost.host.name} was lost: {words}"
             result |= {"rank": None, "host": lost.host.name, "step": None, "error": None, "reason": reason}
             result |= {"exit_code": EXIT_RETRY, "exit_class": exit_class(EXIT_RETRY)}
+        else:
+            result = judged(result, self.run)
         result["checkpoint"] = self.run.latest_checkpoint()
-        self.run.record_outcome(result)
-        return result
+        return recorded(result, self.run)
 
     def _start(self, sessions: Sessions, meeting: Meeting, attempt: int) -> None:
         log_dir, key = str(self.run.log_dir(attempt)), secrets.token_hex(8)
@@ -202,7 +204,7 @@ class SshAttempts:
         )
 
     def _say(self, text: str) -> None:
-        self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _stopped(when: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.schema import Kubernetes, Volume
 from launch.job import JobSpec, Mount
-from launch.pod import CONFIG, JOB_UID, RESTART
+from launch.kubernetes.pod import CONFIG, JOB_UID, RESTART
 
 Document = dict[str, Any]
 
@@ -73,7 +73,7 @@ def _container(spec: JobSpec, kubernetes: Kubernetes, config: str, mounts: list[
 
 def pod_command(spec: JobSpec) -> tuple[str, ...]:
     """What each pod runs: no shell."""
-    return (spec.python, "-m", "launch.pod", str(spec.run_dir), f"--max-failures={spec.max_failures}")
+    return (spec.python, "-m", "launch.kubernetes.pod", str(spec.run_dir), f"--max-failures={spec.max_failures}")
 
 
 def _variables(spec: JobSpec, kubernetes: Kubernetes, config: str) -> list[Document]:

@@ -12,7 +12,7 @@ from configs.problems import ConfigError, Problem, shown
 from configs.run import EXIT_DO_NOT_RETRY
 from configs.schema import Config, Kubernetes
 from launch.job import JobSpec
-from launch.kubernetes_pod import NODE, Document, host_mounts, object_name, pod
+from launch.kubernetes.pod_spec import NODE, Document, host_mounts, object_name, pod
 
 LABEL = "app.kubernetes.io/name"
 

@@ -1,0 +1,1 @@
+"""Launching as jobs of Slurm."""

@@ -1,0 +1,1 @@
+"""Launching on hosts that ssh reaches."""
