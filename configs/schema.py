@@ -586,6 +586,34 @@ class Kubernetes(Section):
     """Seconds from the signal to the kill: longer than a step and a save take."""
 
 
+class Hardware(Section):
+    """What a device and a node can do, by datasheets, without sparsity. Only `effnet plan` reads it. GB is 10^9."""
+
+    device: SubmitValue | None = None
+    """Name of the device, such as `NVIDIA H100 SXM`."""
+    memory_gb: PositiveFloat | None = None
+    """Memory of a device in GiB."""
+    memory_gb_per_s: PositiveFloat | None = None
+    """Bandwidth of that memory."""
+    fp32_tflops: PositiveFloat | None = None
+    """Peak rate of convolutions with 32-true (on NVIDIA's GPUs since 2020 that of TF32, cuDNN's default)."""
+    fp16_tflops: PositiveFloat | None = None
+    """Peak rate with 16-mixed; None where the device is none for it."""
+    bf16_tflops: PositiveFloat | None = None
+    """Peak rate with bf16-mixed; None where the device is none for it."""
+    device_link_gb_per_s: PositiveFloat | None = None
+    """What a device sends to others in its node, such as by NVLink, each way."""
+    node_link_gb_per_s: PositiveFloat | None = None
+    """What a node sends to others, over all its network cards, each way."""
+    storage_gb_per_s: PositiveFloat | None = None
+    """What a node reads from where the shards are."""
+    cores_per_node: PositiveInt | None = None
+    """Cores of a node's CPUs."""
+    images_per_core_s: PositiveFloat = 760.0
+    """Images that a core decodes, crops to 224 and collates in a second, without auto_augment (500x375 JPEGs of 110 KB,
+    an EPYC core: `benchmarks/data.py`, 25 November 2026)."""
+
+
 class Launch(Section):
     """What a job on a cluster gets. No part of the experiment: it may differ between two attempts of one run."""
 
@@ -609,6 +637,7 @@ class Launch(Section):
     """Times that the job goes back into the queue after a checkpoint (time limit, preemption); then it ends with 85."""
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a new checkpoint between, after which the job starts again; one more ends it."""
+    hardware: Hardware = Hardware()
     slurm: Slurm = Slurm()
     ssh: Ssh = Ssh()
     kubernetes: Kubernetes = Kubernetes()

@@ -71,6 +71,19 @@ def export(
     raise typer.Exit(local.on_run("export", run, options))
 
 
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Training samples, where no index says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object of JSON.")] = False,
+) -> None:
+    """Say what a run will need, before anything runs: memory, time, network, storage, and what it will wait for."""
+    from launch import planning
+
+    raise typer.Exit(planning.plan(config or [], overrides or [], samples=samples, as_json=as_json))
+
+
 @app.command("config")
 def show_config(overrides: Overrides = None, config: ConfigFiles = None) -> None:
     """Print the resolved configuration, each value with its origin."""

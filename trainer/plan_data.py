@@ -1,0 +1,85 @@
+"""How many samples a run has and what they weigh: by their index, by a list of shards, or by their name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from configs.problems import ConfigError, DataError, Problem, UnreachableError
+from configs.schema import Data
+from datamodules.indexing.index_files import beside, index_file, load_index
+from datamodules.indexing.urls import find_shards
+from datamodules.storage.remote import Remote
+
+PHOTOGRAPH_BYTES: Final = 112_000
+"""Of an ImageNet JPEG in a shard: 140 MB in 1,251 samples."""
+IMAGENET: Final = (1_281_167, 50_000)
+"""Images for training and validation of ImageNet-1k (Russakovsky et al., IJCV 2015, table 2)."""
+DIGITS: Final = (1_438, 359)
+"""As `datamodules.digits` splits them."""
+DIGIT_BYTES: Final = 2_048
+"""A PNG and its label: two headers and two blocks of a tar file."""
+ATTEMPTS, TIMEOUT_S = 1, 10.0
+"""Of a server that is asked for a list of shards: a plan does not wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What there is of data.
+
+    Attributes:
+        training: Samples of an epoch.
+        validation: Samples of the validation split; 0 where that is not known.
+        bytes_each: Mean size of a training sample in its shard.
+        source: Where these figures are from.
+    """
+
+    training: int
+    validation: int
+    bytes_each: float
+    source: str
+
+
+def find_samples(data: Data, given: int | None) -> Samples:
+    """What the user says, else the index, else a list of shards, else what is known of the data set.
+
+    Nothing is scanned and nothing written.
+
+    Args:
+        data: Names the shards.
+        given: Training samples by the user.
+
+    Raises:
+        ConfigError: If nothing says how many there are.
+    """
+    training, validation = _split(data.train_shards, data.index_dir), _split(data.val_shards, data.index_dir)
+    size = training[1] if training is not None and training[1] else None
+    if given is not None:
+        counted = validation[0] if validation is not None else 0
+        return Samples(training=given, validation=counted, bytes_each=size or PHOTOGRAPH_BYTES, source="--samples")
+    if training is not None:
+        source = "the index of data.train_shards" if size else "the list of data.train_shards"
+        counted = validation[0] if validation is not None else 0
+        return Samples(training=training[0], validation=counted, bytes_each=size or PHOTOGRAPH_BYTES, source=source)
+    if data.prepare == "digits":
+        return Samples(training=DIGITS[0], validation=DIGITS[1], bytes_each=DIGIT_BYTES, source="scikit-learn's digits")
+    if data.num_classes == 1000 and "imagenet" in str(data.train_shards).lower():
+        source = "ImageNet-1k, by the name of data.train_shards"
+        return Samples(training=IMAGENET[0], validation=IMAGENET[1], bytes_each=PHOTOGRAPH_BYTES, source=source)
+    accepted = "a number: data.train_shards has no index here (effnet shards index makes it)"
+    raise ConfigError([Problem(key="--samples", received="nothing", accepted=accepted)])
+
+
+def _split(shards: str | Sequence[str], index_dir: str | None) -> tuple[int, float] | None:
+    """Samples and their mean size, which is 0 where a list says how many alone; None where nothing is found."""
+    try:
+        found = find_shards(shards, Remote(attempts=ATTEMPTS, timeout_s=TIMEOUT_S))
+    except (DataError, UnreachableError):
+        return None
+    places = [beside(found.shards) if index_dir is None else None, index_file(found.shards, index_dir)]
+    for place in filter(None, places):
+        index = load_index(found.shards, place)
+        if index is not None and len(index):
+            return len(index), float(index.sizes.mean())
+    if found.expected.keys() >= set(found.shards):
+        return sum(expected.samples for expected in found.expected.values()), 0.0
+    return None

@@ -1,0 +1,163 @@
+"""What a training needs of a device's memory, by part and by micro-batch, and the size of its checkpoints."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from torch import nn
+
+from configs.schema import Config
+from trainer.plan_step import FakeTraining, Pass, Update
+
+FP32: Final = 4
+ZERO_BUCKET: Final = 200_000_000
+"""Elements of each of DeepSpeed's buffers for reductions, by Lightning's default; two of them under ZeRO 1 and 2."""
+RESERVED_BYTES: Final = 2**30
+RESERVED_SHARE: Final = 0.05
+"""Of a GPU, for the CUDA context, NCCL, cuDNN's workspaces and holes between tensors: an assumption."""
+TENSOR_OVERHEAD_BYTES: Final = 310
+"""Of a tensor in a checkpoint: its name, its entry in the archive twice, padding (a checkpoint of 421 tensors)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device, where they are the most in a step.
+
+    Attributes:
+        weights: Parameters, as the forward pass reads them.
+        buffers: BatchNorm's running statistics.
+        gradients: Under DDP the buckets, which the gradients are views of.
+        optimizer: What the optimizer keeps; under DeepSpeed the fp32 master weights too.
+        average: The moving average of weights and buffers, in fp32.
+        communication: Buffers of DeepSpeed.
+        activations: What forward and backward pass keep beyond all that, or the optimizer's step if that is more.
+        activations_per_image: What each further image of a micro-batch adds.
+        total: The sum of all but the last.
+        totals: The same for other micro-batches, by their size.
+        usable: Of the device's memory, what there is for these; None where the device is not described.
+        largest_micro_batch: Samples that fit into that; None as above.
+        fitting_micro_batch: The most of these that deal out the global batch; None also where none do.
+    """
+
+    weights: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    average: int
+    communication: int
+    activations: int
+    activations_per_image: int
+    total: int
+    totals: dict[int, int]
+    usable: int | None
+    largest_micro_batch: int | None
+    fitting_micro_batch: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the configuration's micro-batch does; None where the device is not described."""
+        return None if self.usable is None else self.total <= self.usable
+
+
+def gradients_stay(config: Config, world_size: int) -> bool:
+    """Whether all gradients are in memory throughout: DDP's buckets are, and those that accumulate."""
+    data = config.data
+    return world_size > 1 or data.global_batch_size > data.micro_batch_size
+
+
+def plan_memory(
+    config: Config, training: FakeTraining, passes: tuple[Pass, Pass], update: Update, *, world_size: int
+) -> Memory:
+    """Memory of each device.
+
+    Args:
+        config: Of the run; `launch.hardware.memory_gb` says what there is.
+        training: Network and optimizer.
+        passes: Of two micro-batches, the configured one first.
+        update: The optimizer's step.
+        world_size: Devices in all.
+    """
+    parameters = sum(parameter.numel() for parameter in training.network.parameters())
+    stage, sharded = config.deepspeed.zero_stage or 0, config.trainer.strategy == "deepspeed"
+    working = 2 if sharded and config.trainer.precision != "32-true" else FP32
+    state = round(update.state_bytes * FP32 / working)  # DeepSpeed keeps it in fp32, beside master weights
+    buffers = _bytes_of_buffers(training.network)
+    # Under ZeRO 3 DeepSpeed leaves up to 10^9 gathered weights in place, which is all of any EfficientNet.
+    weights = working * parameters + (working * parameters // world_size if stage == 3 else 0)
+    gradients = working * parameters // (world_size if stage >= 2 else 1)
+    optimizer = (FP32 * parameters + state) // world_size if sharded else state
+    average = FP32 * parameters + buffers if config.ema.enabled else 0
+    communication = working * ZERO_BUCKET * (1 if stage == 3 else 2) if sharded else 0
+    fixed = weights + buffers + gradients + optimizer + average + communication
+    stay = gradients_stay(config, world_size)
+    temporary = round(update.peak_bytes * FP32 / working / world_size) if sharded else update.peak_bytes
+
+    def peak(one: Pass) -> int:
+        return one.peak_bytes - (0 if stay else gradients)
+
+    chosen, other = passes
+    per_image = (peak(chosen) - peak(other)) / (chosen.images - other.images)
+    activations = max(peak(chosen), temporary)
+    base = peak(chosen) - per_image * chosen.images
+    sizes = {max(round(chosen.images * factor), 1) for factor in (0.25, 0.5, 1, 2, 4)}
+    usable = _usable(config)
+    largest = None if usable is None else max(math.floor((usable - fixed - base) / per_image), 0)
+    largest = 0 if usable is not None and fixed + temporary > usable else largest
+    share = config.data.global_batch_size // world_size
+    dealt = [size for size in range(1, min(largest or 0, share) + 1) if share % size == 0]
+    return Memory(
+        weights=weights,
+        buffers=buffers,
+        gradients=gradients,
+        optimizer=optimizer,
+        average=average,
+        communication=communication,
+        activations=activations,
+        activations_per_image=round(per_image),
+        total=fixed + activations,
+        totals={size: fixed + max(round(base + per_image * size), temporary) for size in sorted(sizes)},
+        usable=usable,
+        largest_micro_batch=largest,
+        fitting_micro_batch=max(dealt, default=None),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSize:
+    """Bytes on disk.
+
+    Attributes:
+        each: One checkpoint.
+        kept: All that are kept at once at the end, those of `checkpoint.keep_every_n_steps` aside.
+    """
+
+    each: int
+    kept: int
+
+
+def plan_checkpoints(config: Config, training: FakeTraining, update: Update, *, epochs: int) -> CheckpointSize:
+    """Checkpoints by what is saved: weights and buffers, their average, the optimizer's state; under ZeRO twice."""
+    network = training.network
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sharded = config.trainer.strategy == "deepspeed"
+    working = 2 if sharded and config.trainer.precision != "32-true" else FP32
+    weights = FP32 * parameters + _bytes_of_buffers(network)
+    average = weights if config.ema.enabled else 0
+    state = round(update.state_bytes * FP32 / working)
+    tensors = len(network.state_dict()) * (2 if average else 1) + update.state_tensors
+    each = weights + average + state + tensors * TENSOR_OVERHEAD_BYTES
+    if sharded:  # DeepSpeed's parts, master weights among them, beside the whole (ADR 4)
+        each += working * parameters + FP32 * parameters + state
+    kept = config.checkpoint.keep_last + (config.checkpoint.keep_best or 0)
+    return CheckpointSize(each=each, kept=each * min(kept, max(epochs // config.checkpoint.every_n_epochs, 1)))
+
+
+def _usable(config: Config) -> int | None:
+    memory = config.launch.hardware.memory_gb
+    if memory is None:
+        return None
+    return int(memory * 2**30 * (1 - RESERVED_SHARE)) - (RESERVED_BYTES if config.trainer.accelerator != "cpu" else 0)
+
+
+def _bytes_of_buffers(network: nn.Module) -> int:
+    return sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())

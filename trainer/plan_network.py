@@ -1,0 +1,92 @@
+"""What the devices of a run send to each other at each step, and how long that takes beside the backward pass."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from configs.schema import Config
+
+FP32: Final = 4
+FIRST_BUCKET_BYTES: Final = 2**20
+BUCKET_BYTES: Final = 25 * 2**20
+"""DDP's defaults (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What each device sends in an optimizer step; it receives as much.
+
+    Attributes:
+        gradient_bytes: Of gradients, reduced over the devices.
+        weight_bytes: Of weights that ZeRO gathers.
+        statistics_bytes: Of BatchNorm's statistics.
+        buckets: Parts in which DDP reduces the gradients, each as soon as the backward pass has them; 0 without DDP.
+        link_gb_per_s: The slowest link on the way; None where the hardware does not say.
+        seconds: All of it over that link; None as above. Latency is not counted.
+    """
+
+    gradient_bytes: int
+    weight_bytes: int
+    statistics_bytes: int
+    buckets: int
+    link_gb_per_s: float | None
+    seconds: float | None
+
+    @property
+    def total_bytes(self) -> int:
+        """All that a device sends."""
+        return self.gradient_bytes + self.weight_bytes + self.statistics_bytes
+
+    def exposed_s(self, *, micro_batch_s: float, forward_share: float, accumulate: int) -> float:
+        """The part of `seconds` in which devices wait: what the backward pass does not hide, and the last bucket."""
+        if self.seconds is None or not self.total_bytes:
+            return 0.0
+        if self.buckets:
+            backward = micro_batch_s * (1 - forward_share)
+            return max(self.seconds / self.buckets, self.seconds - backward)
+        gather = self.seconds * self.weight_bytes / self.total_bytes
+        return max(gather, self.seconds - accumulate * micro_batch_s)
+
+
+def plan_traffic(
+    config: Config, *, parameters: int, statistics_bytes: int, world_size: int, accumulate: int
+) -> Traffic:
+    """Traffic of a ring over all devices.
+
+    An all-reduce passes 2 (n - 1) / n of the data through each of them, a reduce-scatter and an all-gather half of that
+    (Patarasuk and Yuan, JPDC 2009).
+
+    Args:
+        config: Strategy, precision and `launch.hardware`.
+        parameters: Of the network.
+        statistics_bytes: Running means and variances in fp32.
+        world_size: Devices in all.
+        accumulate: Micro-batches of a device in a step.
+    """
+    half = (world_size - 1) / world_size
+    stage = config.deepspeed.zero_stage or 0
+    working = (2 if stage and config.trainer.precision != "32-true" else FP32) * parameters
+    passes = accumulate if stage >= 2 else 1  # ZeRO 2 and 3 have no room to add gradients up before they are reduced
+    gradients = half * working * passes * (1 if stage else 2)
+    weights = half * working * {0: 0, 1: 1, 2: 1, 3: 2 * accumulate}[stage]
+    total = gradients + weights + 2 * half * statistics_bytes
+    link = _slowest_link(config)
+    buckets = 1 + math.ceil(max(working - FIRST_BUCKET_BYTES, 0) / BUCKET_BYTES)
+    return Traffic(
+        gradient_bytes=round(gradients),
+        weight_bytes=round(weights),
+        statistics_bytes=round(2 * half * statistics_bytes),
+        buckets=buckets if world_size > 1 and not stage else 0,
+        link_gb_per_s=link,
+        seconds=None if link is None and total else total / ((link or 1) * 1e9),
+    )
+
+
+def _slowest_link(config: Config) -> float | None:
+    """Rings cross from node to node once for all devices of a node, so a node's link carries a device's traffic."""
+    hardware, trainer = config.launch.hardware, config.trainer
+    if trainer.num_nodes > 1 and hardware.node_link_gb_per_s is None:
+        return None
+    links = [hardware.device_link_gb_per_s if trainer.devices != 1 else None]
+    links.append(hardware.node_link_gb_per_s if trainer.num_nodes > 1 else None)
+    return min((link for link in links if link is not None), default=None)
