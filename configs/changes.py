@@ -23,7 +23,7 @@ NOT_IDENTITY: Final = re.compile(
 # What makes another run at the start and yet may change on the way: where shards are kept (the position in a checkpoint
 # says which they are), and what only decides how long a run goes on or how often it is looked at.
 HARMLESS_LATER: Final = re.compile(
-    r"data\.(train_shards|val_shards|max_bad_fraction)|trainer\.(max_steps|check_val_every_n_epoch)"
+    r"data\.(train_shards|val_shards|eval_image_size|max_bad_fraction)|trainer\.(max_steps|check_val_every_n_epoch)"
 )
 # What the tensors of a checkpoint have the shape of, or what acts at the start alone.
 FIXED: Final = re.compile(
@@ -33,12 +33,12 @@ FIXED: Final = re.compile(
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
-    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*"
-    r"|trainer\.(matmul_precision|compile)|model\.stages"
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*|progressive\..*"
+    r"|trainer\.(matmul_precision|compile)|model\.stages|data\.eval_image_size"
     r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.
-MEASURED: Final = re.compile(r"data\.val_shards|trainer\.check_val_every_n_epoch")
+MEASURED: Final = re.compile(r"data\.(val_shards|eval_image_size)|trainer\.check_val_every_n_epoch")
 UNSPOKEN: Final = re.compile(r"resume\..*|name|run_id|runs_dir")
 
 

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from configs.problems import Problem, shown
+from configs.progressive import stage_configs, stage_problems
 from configs.schema import Augmentation, Config, Distillation, Scheduler, Stage
 
 Check = Callable[[Config], Iterator[Problem]]
@@ -372,6 +374,22 @@ def _kubernetes(config: Config) -> Iterator[Problem]:
             yield Problem(key=key, received="null", accepted="a key beside operator = Equal")
 
 
+def _progressive(config: Config) -> Iterator[Problem]:
+    yield from stage_problems(config)
+    without = set(_all_but_progressive(config))
+    for number, in_stage in enumerate(stage_configs(config)[:-1]):
+        for problem in _all_but_progressive(in_stage):
+            if problem not in without:
+                received = f"{problem.key} = {problem.received}"
+                yield replace(problem, key=f"progressive.stages[{number}]", received=received)
+
+
+def _all_but_progressive(config: Config) -> Iterator[Problem]:
+    for check in CHECKS:
+        if check is not _progressive:
+            yield from check(config)
+
+
 CHECKS: tuple[Check, ...] = (
     _batches,
     _faults,
@@ -386,4 +404,5 @@ CHECKS: tuple[Check, ...] = (
     _checkpoints,
     _launch,
     _kubernetes,
+    _progressive,
 )

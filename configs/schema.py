@@ -10,6 +10,14 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ValidationMetric = Literal["val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5", "val/ema_loss"]
+AugmentationPolicy = Annotated[
+    str,
+    Field(
+        pattern=r"^(rand(-([mn]\d+|mmax\d+|mstd\d+(\.\d+)?|inc[01]|p(0?\.\d+|[01](\.0+)?)|t(weights|3aw?)))*"
+        r"|augmix(-([mwd]\d+|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?|trivial)$"
+    ),
+]
+"""timm's string of an augmentation policy, or `trivial`."""
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -48,16 +56,7 @@ class Augmentation(Section):
     """Strength of brightness, contrast and saturation jitter; None is off. Not together with auto_augment."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation in degrees, either way, drawn evenly (torchvision's RandomRotation, bilinear); 0 is off."""
-    auto_augment: (
-        Annotated[
-            str,
-            Field(
-                pattern=r"^(rand(-([mn]\d+|mmax\d+|mstd\d+(\.\d+)?|inc[01]|p(0?\.\d+|[01](\.0+)?)|t(weights|3aw?)))*"
-                r"|augmix(-([mwd]\d+|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?|trivial)$"
-            ),
-        ]
-        | None
-    ) = None
+    auto_augment: AugmentationPolicy | None = None
     """timm's string, such as `rand-m9-mstd0.5`, `original`, `augmix-m3-w3`, or `trivial`: torchvision's
     TrivialAugmentWide; None is off."""
     aug_splits: Annotated[int, Field(ge=2)] | None = None
@@ -118,6 +117,9 @@ class Data(Section):
     more than this share of an epoch, or of all samples seen if those are more; 0 stops at the first."""
     image_size: PositiveInt | None = None
     """Side in pixels of the square that the network sees; None takes the model's own (timm, or 224 x 1.15^phi)."""
+    eval_image_size: PositiveInt | None = None
+    """Side in pixels in evaluation; None takes that of training. A larger one suits a network that was trained on
+    random crops (Touvron et al., Fixing the train-test resolution discrepancy, arXiv 1906.06423)."""
     decoder: Literal["cpu", "nvjpeg"] = "cpu"
     """Where JPEGs in colour become pixels: `cpu` is the loader processes; `nvjpeg` is the GPU, which crops and resizes
     them too (torchvision's decode_jpeg). Pixels differ a little. Other images are decoded by the loader processes."""
@@ -228,6 +230,32 @@ class Distillation(Section):
     kind: Literal["soft", "hard"] = "soft"
     """`soft` is the KL divergence from the teacher's probabilities, `hard` cross entropy with its answer (DeiT, Touvron
     et al., arXiv 2012.12877)."""
+
+
+class ProgressiveStage(Section):
+    """What differs from the settings of the whole run up to an epoch; None is as there."""
+
+    until_epoch: PositiveInt
+    """The first epoch, counted from 0, that is no longer in the stage. It begins where the one before it ends. A batch
+    that spans two epochs belongs to the earlier."""
+    image_size: Annotated[int, Field(ge=32)] | None = None
+    """`data.image_size` in training; at least 32, of which a network makes one pixel. Evaluation keeps its own."""
+    auto_augment: AugmentationPolicy | None = None
+    """`data.augmentation.auto_augment`, such as another magnitude of RandAugment."""
+    mixup_alpha: NonNegativeFloat | None = None
+    """`loss.mixup_alpha`."""
+    cutmix_alpha: NonNegativeFloat | None = None
+    """`loss.cutmix_alpha`."""
+    drop_rate: Fraction | None = None
+    """`model.drop_rate`."""
+
+
+class Progressive(Section):
+    """Progressive learning: small images and little regularisation first (Tan and Le, EfficientNetV2, ICML 2021)."""
+
+    stages: tuple[ProgressiveStage, ...] = ()
+    """Stages, in order; after the last, the settings of the whole run hold. Few, since the first step at an image size
+    takes longer: kernels are chosen or compiled for it."""
 
 
 class Optimizer(Section):
@@ -630,6 +658,7 @@ class Config(Section):
     model: Model = Model()
     loss: Loss = Loss()
     distillation: Distillation = Distillation()
+    progressive: Progressive = Progressive()
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     ema: Ema = Ema()

@@ -1,6 +1,7 @@
 """The LightningDataModule: shards of ImageNet, or of anything in its form, in the exact order."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -51,11 +52,33 @@ class ImageNetDataModule(LightningDataModule):
     val_index: ShardIndex
     order: TrainingOrder
 
-    def __init__(self, data: Data, *, seed: int, image_size: int, in_chans: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        data: Data,
+        *,
+        seed: int,
+        image_size: int,
+        in_chans: int,
+        pin_memory: bool = False,
+        stages: Sequence[tuple[int, Data]] = (),
+    ) -> None:
+        """Keep what is needed; ``setup`` reads the index.
+
+        Args:
+            data: Settings.
+            seed: The run's.
+            image_size: Side in pixels of images in training, and in evaluation unless ``data`` says otherwise.
+            in_chans: Channels of an image.
+            pin_memory: Whether batches are copied to memory that a GPU reads by itself.
+            stages: Of each stage of training but the last the epoch at which it ends, and its settings.
+        """
         super().__init__()
         self.data = data
         self.seed = seed
         self.image_size = image_size
+        self.eval_image_size = data.eval_image_size or image_size
+        self.stage_ends = tuple(end for end, _ in stages)
+        self._stages = [*((each, each.image_size or image_size) for _, each in stages), (data, image_size)]
         self.in_chans = in_chans
         self.pin_memory = pin_memory
         self.next_batch: int | None = None
@@ -127,7 +150,8 @@ class ImageNetDataModule(LightningDataModule):
                 world_size=self.trainer.world_size,
             )
             source = self._source(self.val_index, plan)
-            loader = self._make_loader(source, evaluation_transform(self.data, self.image_size), training=False)
+            transform = evaluation_transform(self.data, self.eval_image_size)
+            loader = self._make_loader(source, [transform], training=False)
             self._val_loader = EvaluationLoader(loader, plan)
         return self._val_loader
 
@@ -158,6 +182,10 @@ class ImageNetDataModule(LightningDataModule):
             "num_lanes": self.data.num_lanes,
             "shuffle_window_shards": self.data.shuffle_window_shards,
         }
+
+    def stage(self, step: int) -> int:
+        """Number of the stage of training that an optimizer step is in."""
+        return bisect_right(self.stage_ends, self.order.epochs_before(step))
 
     def samples_seen(self, step: int) -> int:
         """Training samples of all devices in ``step`` optimizer steps, of whatever size their batches were."""
@@ -258,31 +286,33 @@ class ImageNetDataModule(LightningDataModule):
         return ShardSource(index, plan, first=first, cache=shard_cache(self.data), prefetch_shards=prefetch_shards)
 
     def _make_loader(
-        self, source: ShardSource, transform: RandomCrop | CenterCrop, *, training: bool
+        self, source: ShardSource, transforms: Sequence[RandomCrop | CenterCrop], *, training: bool
     ) -> DataLoader[AnyBatch | LoaderError]:
         seed = self.seed if training else None
 
-        def stage(transform: Transform) -> Callable[[RawSample], Decoded]:
-            decode = Decode(transform, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
+        def stage(*transforms: Transform) -> Callable[[RawSample], Decoded]:
+            decode = Decode(*transforms, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
             return Substituting(decode, source) if training and self.data.max_bad_fraction else decode
 
-        on_cpu = stage(transform)
+        on_cpu = stage(*transforms)
+        sizes = [transform.image_size for transform in transforms]
         batch_size = self.data.micro_batch_size if training else self.data.eval_batch_size
         options: dict[str, Any] = {"batch_size": batch_size, "pin_memory": self.pin_memory}
         if self.data.decoder == "cpu":
             views = (self.data.augmentation.aug_splits if training else None) or 1
-            image_bytes = views * self.in_chans * self.image_size**2
+            image_bytes = views * self.in_chans * max(sizes) ** 2
             return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
-        self._device_decoders[training] = DeviceDecoder(on_cpu, source, self.image_size)
-        in_workers = WithEpoch(stage(LeaveEncoded(transform)))
+        self._device_decoders[training] = DeviceDecoder(on_cpu, source, *sizes)
+        in_workers = WithEpoch(stage(*map(LeaveEncoded, transforms)))
         return make_loader(source, in_workers, self.data, collate=CollateEncoded(training=training), **options)
 
     def _open_stream(self, *, first: int) -> TrainingStream:
         assert self.trainer is not None
-        plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank)
+        plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank, self.stage_ends)
         source = self._source(self.train_index, plan, first=first)
         plan.batch(first)  # computes the epoch's order, which the workers then share
-        loader = self._make_loader(source, training_transform(self.data, self.image_size), training=True)
+        transforms = [training_transform(data, image_size) for data, image_size in self._stages]
+        loader = self._make_loader(source, transforms, training=True)
         return TrainingStream(loader, first=first)
 
     def _close_stream(self) -> None:

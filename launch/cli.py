@@ -42,11 +42,19 @@ def fit(
 
 
 @app.command()
-def validate(run: Run, checkpoint: Checkpoint = None) -> None:
+def validate(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of images; the run's own if left out.")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of an image seen; the run's own if left out.")
+    ] = None,
+) -> None:
     """Evaluate a run's newest checkpoint: each validation sample once, raw and averaged weights."""
     from launch import fit as local
 
-    raise typer.Exit(local.on_run("validate", run, _options(checkpoint=checkpoint)))
+    options = _options(checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct)
+    raise typer.Exit(local.on_run("validate", run, options))
 
 
 @app.command()
@@ -134,7 +142,7 @@ def sweep(
 cli_jobs.add_to(app)
 
 
-def _options(**values: Path | None) -> list[str]:
+def _options(**values: Path | float | None) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 

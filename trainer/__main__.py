@@ -55,7 +55,14 @@ def main() -> int:
         elif arguments.command == "validate":
             from trainer.evaluation import validate
 
-            validate(run, checkpoint=arguments.checkpoint, processes=processes, console=console)
+            validate(
+                run,
+                checkpoint=arguments.checkpoint,
+                processes=processes,
+                console=console,
+                image_size=arguments.image_size,
+                crop_pct=arguments.crop_pct,
+            )
         else:
             from trainer.export import export
 
@@ -109,6 +116,9 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--quiet", action="store_true", help="write the report to RUN/preflight.json alone")
         else:
             command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
+        if name == "validate":
+            command.add_argument("--image-size", type=int, help="side of images in pixels; the run's own if left out")
+            command.add_argument("--crop-pct", type=float, help="share of an image seen; the run's own if left out")
         if name == "export":
             command.add_argument("--out-dir", type=Path)
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")

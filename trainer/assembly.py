@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from configs.batches import BatchLayout
 from configs.problems import ConfigError, Problem
+from configs.progressive import stage_configs
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.streaming.randomness import WEIGHTS, seed_everything
@@ -59,6 +60,10 @@ def build_datamodule(config: Config, accelerator: str) -> ImageNetDataModule:
         image_size=image_size(config),
         in_chans=config.model.in_chans,
         pin_memory=accelerator == "cuda",
+        stages=[
+            (stage.until_epoch, of_stage.data)
+            for stage, of_stage in zip(config.progressive.stages, stage_configs(config), strict=False)
+        ],
     )
 
 

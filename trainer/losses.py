@@ -1,11 +1,32 @@
 """The loss of a configuration, and the mixing and erasing of images before it: all timm's."""
 
+from typing import NamedTuple
+
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from configs.schema import Augmentation, Config
+
+
+class Regularisation(NamedTuple):
+    """What is stronger or weaker from one stage of training to another.
+
+    Attributes:
+        mixup: Mixes samples; None mixes none.
+        loss: Of a micro-batch.
+        drop_rate: Dropout before the classifier.
+    """
+
+    mixup: Mixup | None
+    loss: nn.Module
+    drop_rate: float
+
+    @classmethod
+    def of(cls, config: Config) -> "Regularisation":
+        """That of a configuration."""
+        return cls(build_mixup(config), build_loss(config), config.model.drop_rate)
 
 
 def build_loss(config: Config) -> nn.Module:

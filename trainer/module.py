@@ -15,12 +15,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from configs.batches import BatchLayout
+from configs.progressive import stage_configs
 from configs.schema import Config
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.randomness import MICRO_BATCH, seed_everything
 from datamodules.streaming.transforms import channel_statistics
 from trainer.distillation import Distillation
-from trainer.losses import build_erasing, build_loss, build_mixup
+from trainer.logs import logger
+from trainer.losses import Regularisation, build_erasing
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
 from trainer.plateau import PlateauScheduler
@@ -54,7 +56,9 @@ class EfficientNetModule(LightningModule):
         self.train_sums = torch.zeros(4)
         self.losses = torch.zeros(1)
         self.skipped, self.skipped_steps = False, 0
-        self._mixup, self._loss = build_mixup(config), build_loss(config)
+        self._stages = [Regularisation.of(each) for each in stage_configs(config)]
+        self._stage = len(self._stages) - 1
+        self._mixup, self._loss, _ = self._stages[self._stage]
         self._erasing = build_erasing(config.data.augmentation)
         # In a list, a module is not registered: neither trained, synchronised nor saved as ours.
         self._average: list[nn.Module] = []
@@ -125,6 +129,7 @@ class EfficientNetModule(LightningModule):
         """Loss of a micro-batch, averaged over its samples."""
         # Erasing, Mixup, dropout and stochastic depth draw by (seed, step, micro-batch): the same on any rank and after
         # any resume.
+        self._enter_stage(self.trainer.datamodule.stage(self.trainer.global_step))  # type: ignore[attr-defined]
         micro_batch = self.layout.micro_batch(global_rank=self.trainer.global_rank, batch_idx=batch_idx)
         seed_everything(self.config.seed, MICRO_BATCH, self.trainer.global_step, micro_batch)
         images, targets = self.normalise(batch.images), batch.targets
@@ -229,6 +234,15 @@ class EfficientNetModule(LightningModule):
         """Timm's schedules are functions of the number of steps; those for batches that were passed over count too."""
         order = self.trainer.datamodule.order  # type: ignore[attr-defined]
         scheduler.step_update(num_updates=self.trainer.global_step + order.passed_over)
+
+    def _enter_stage(self, number: int) -> None:
+        """Regularise as strongly as that stage of training says; the batch has its image size and augmentation."""
+        if number != self._stage:
+            self._stage = number
+            self._mixup, self._loss, drop_rate = self._stages[number]
+            self.network.drop_rate = drop_rate  # type: ignore[assignment]
+            step, stages = self.trainer.global_step, len(self._stages)
+            logger.info("stage %d of %d of progressive learning begins after step %d", number + 1, stages, step)
 
     def _evaluated(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.network

@@ -18,13 +18,13 @@ class Decode:
     """Maps a raw sample to an image, and what belongs to it.
 
     Attributes:
-        transform: What follows decoding.
+        transforms: What follows decoding, in each stage of training; where there is but one, in all.
         in_chans: 1 reads grey, 3 RGB, 4 RGBA.
         seed: The run's seed where the transform is random: draws depend on (seed, epoch, sample) alone. None otherwise.
     """
 
-    def __init__(self, transform: Transform, *, in_chans: int, num_classes: int, seed: int | None) -> None:
-        self.transform = transform
+    def __init__(self, *transforms: Transform, in_chans: int, num_classes: int, seed: int | None) -> None:
+        self.transforms = transforms
         self.mode = PIL_MODES[in_chans]
         self.num_classes = num_classes
         self.seed = seed
@@ -43,8 +43,9 @@ class Decode:
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in sample)
         if self.seed is not None:
             seed_everything(self.seed, AUGMENTATION, sample["__epoch__"], number)
+        transform = self.transforms[sample["__stage__"] if len(self.transforms) > 1 else 0]
         try:
-            pixels = self.transform(open_image(sample[extension], self.mode))
+            pixels = transform(open_image(sample[extension], self.mode))
         except BadSampleError as error:
             raise BadSampleError(f"{source}.{extension}: {error}") from error
         return pixels, label, number, sample["__weight__"], False

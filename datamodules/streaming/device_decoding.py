@@ -34,13 +34,13 @@ class DeviceDecoder:
     Args:
         decode: The CPU's way, for samples that the device cannot decode.
         source: Where the samples come from.
-        image_size: Side in pixels of the images to come.
+        image_sizes: Side in pixels of the images to come, in each stage of training.
     """
 
-    def __init__(self, decode: Callable[[RawSample], Decoded], source: ShardSource, image_size: int) -> None:
+    def __init__(self, decode: Callable[[RawSample], Decoded], source: ShardSource, *image_sizes: int) -> None:
         self._decode = decode
         self._source = source
-        self._image_size = image_size
+        self._image_sizes = image_sizes
         self._stream: torch.cuda.Stream | None = None
         self._checked: torch.device | None = None
 
@@ -67,7 +67,7 @@ class DeviceDecoder:
         return found
 
     def _decoded(self, batch: EncodedBatch, device: torch.device) -> Batch:
-        side = self._image_size
+        side = self._image_sizes[batch.stage]
         images = torch.empty(len(batch.lengths), side, side, 3, dtype=torch.uint8, device=device)
         contents = torch.split(batch.contents, batch.lengths)
         for group in _groups(batch.geometries):
@@ -88,7 +88,7 @@ class DeviceDecoder:
         with closing(ShardReader(self._source.index, self._source.cache)) as reader:
             sample = reader.read(int(batch.samples[at]))
         say(f"{sample['__url__']}: sample {sample['__key__']}: the device cannot decode it, so the CPU tries")
-        belonging = {"__epoch__": batch.epochs[at], "__weight__": float(batch.weights[at])}
+        belonging = {"__epoch__": batch.epochs[at], "__stage__": batch.stage, "__weight__": float(batch.weights[at])}
         image, batch.targets[at], batch.samples[at], _, substituted = self._decode(sample | belonging)
         batch.substituted[at] |= substituted
         return image

@@ -35,6 +35,7 @@ class EncodedBatch(NamedTuple):
         lengths: Bytes of each sample.
         geometries: What is to become of each JPEG; None for finished pixels.
         epochs: Of each sample.
+        stage: Of training, that the batch is in.
         training: Whether it is of the training split.
         targets: As in Batch, like those below.
         samples: See there.
@@ -46,6 +47,7 @@ class EncodedBatch(NamedTuple):
     lengths: list[int]
     geometries: list[Geometry | None]
     epochs: list[int]
+    stage: int
     training: bool
     targets: torch.Tensor
     samples: torch.Tensor
@@ -68,14 +70,14 @@ class LeaveEncoded:
 
 
 class WithEpoch:
-    """Decodes as ``decode`` does, and adds the sample's epoch: what it takes to decode the sample once more."""
+    """Decodes as ``decode`` does, and adds the sample's epoch and stage: what it takes to decode it once more."""
 
     def __init__(self, decode: Callable[[RawSample], Decoded]) -> None:
         self.decode = decode
 
     def __call__(self, sample: RawSample) -> tuple[Any, ...]:
-        """The parts of Decoded, and the epoch."""
-        return *self.decode(sample), sample["__epoch__"]
+        """The parts of Decoded, the epoch, and the stage."""
+        return *self.decode(sample), sample["__epoch__"], sample["__stage__"]
 
 
 class CollateEncoded:
@@ -86,7 +88,7 @@ class CollateEncoded:
 
     def __call__(self, samples: list[tuple[Any, ...]]) -> EncodedBatch:
         """Make a batch."""
-        images, *columns, epochs = zip(*samples, strict=True)
+        images, *columns, epochs, stages = zip(*samples, strict=True)
         contents = [
             image.contents if isinstance(image, Encoded) else image.permute(1, 2, 0).contiguous().numpy().tobytes()
             for image in images
@@ -96,6 +98,7 @@ class CollateEncoded:
             [len(content) for content in contents],
             [image.geometry if isinstance(image, Encoded) else None for image in images],
             list(epochs),
+            stages[0],
             self.training,
             *(torch.tensor(column) for column in columns),
         )

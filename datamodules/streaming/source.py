@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,17 +26,19 @@ from datamodules.streaming.order import TrainingOrder, evaluation_slice
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 
 RawSample = dict[str, Any]
-"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__label__``, ``__weight__``, and bytes by extension."""
+"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__stage__``, ``__label__``, ``__weight__``, and bytes by
+extension."""
 _OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Sample numbers, their epochs and their weights, (batch,) each."""
+    """Sample numbers, their epochs and their weights, (batch,) each; the stage of training that all of it is in."""
 
     samples: Int64
     epochs: Int64
     weights: NDArray[np.float32]
+    stage: int = 0
 
 
 class Plan(Protocol):
@@ -52,13 +55,16 @@ class TrainingPlan:
     order: TrainingOrder
     layout: BatchLayout
     global_rank: int
+    stage_ends: tuple[int, ...] = ()
+    """Epochs at which the stages end, but for the last."""
 
     def batch(self, number: int) -> PlannedBatch:
         """Micro-batch ``number`` since the start of the run."""
         step, batch_idx = divmod(number, self.layout.accumulate_grad_batches)
         micro_batch = self.layout.micro_batch(global_rank=self.global_rank, batch_idx=batch_idx)
         samples, epochs = self.order.batch(step, self.layout.slots(micro_batch))
-        return PlannedBatch(samples, epochs, np.ones(len(samples), dtype=np.float32))
+        stage = bisect_right(self.stage_ends, self.order.epochs_before(step))
+        return PlannedBatch(samples, epochs, np.ones(len(samples), dtype=np.float32), stage)
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,7 @@ class ShardSource(IterableDataset[RawSample]):
                     left -= 1
                     if not left:
                         reader.give_back()
-                    yield found | {"__epoch__": int(epoch), "__weight__": float(weight)}
+                    yield found | {"__epoch__": int(epoch), "__stage__": batch.stage, "__weight__": float(weight)}
                 number += stride
         finally:
             reader.close()

@@ -1,5 +1,6 @@
 """Every YAML file that is shipped, found by glob: it validates, holds only what differs, and timm can build it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,40 @@ def test_an_experiment_begins_with_source_expectation_hardware_and_command(path:
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
     labels = {line[2:].partition(":")[0] for line in header}
 
-    assert labels >= {"Hardware", "Command"}
+    assert labels >= {"Hardware", "Duration", "Command"}
     assert labels & {"Source", "Data"}
     assert labels & {"Published", "Expected"}
     (command,) = (line for line in header if line.startswith("# Command:"))
     assert f"effnet fit --config configs/{by_name(path)}" in command
+    (expected,) = (line for line in header if line.startswith(("# Published:", "# Expected:")))
+    assert "top-1" in expected
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_the_command_of_an_experiment_makes_a_valid_configuration(path: Path) -> None:
+    (command,) = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Command:"))
+    _, _, program, fit, *arguments = command.split()
+    flags = [at for at, word in enumerate(arguments) if word == "--config"]
+    files = [arguments[at + 1] for at in flags]
+    overrides = [word for at, word in enumerate(arguments) if not {at, at - 1} & set(flags)]
+
+    config = load_config(files, overrides).config
+
+    assert (program, fit) == ("effnet", "fit")
+    assert config.name == path.stem
+
+
+def test_the_table_of_recipes_has_every_experiment_with_what_its_header_says() -> None:
+    table = (PACKAGE_DIR.parent / "docs/recipes.md").read_text(encoding="utf-8")
+
+    rows = {line.split("|")[1].strip().strip("`"): line for line in table.splitlines() if line.startswith("| `")}
+    assert rows.keys() == {path.stem for path in EXPERIMENTS}
+    for path in EXPERIMENTS:
+        text = path.read_text(encoding="utf-8")
+        (command,) = (line for line in text.splitlines() if line.startswith("# Command:"))
+        (expected,) = (line for line in text.splitlines() if line.startswith(("# Published:", "# Expected:")))
+        assert command.partition(":")[2].strip() in rows[path.stem]
+        assert set(re.findall(r"\b\d\d\.\d+", expected)) <= set(re.findall(r"\b\d\d\.\d+", rows[path.stem]))
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *HARDWARE], ids=by_name)

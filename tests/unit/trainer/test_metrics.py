@@ -1,4 +1,5 @@
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,25 @@ def test_validating_a_finished_run_gives_what_its_training_did(trained: RunDirec
     row = validation_rows(trained)[-1]
     for name in ("val/top1", "val/ema_top1", "val/loss", "val/ema_loss"):
         assert f"{float(row[name]):.4f}" in output.getvalue()
+
+
+def test_validating_at_another_size_is_of_larger_images_and_their_crop(trained: RunDirectory) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=120)
+    validate(trained, checkpoint=None, processes=ALONE, console=console, image_size=96, crop_pct=1.0)
+
+    config = trained.load_config()
+    module = build_module(config)
+    module.network.load_state_dict(weights(trained, 17))
+    transform = evaluation_transform(config.data.model_copy(update={"crop_pct": 1.0}), 96)
+    images = torch.stack([transform(open_image(picture(number), "RGB")) for number in range(1000, 1037)])
+    with torch.no_grad():
+        logits = module.eval()(images)
+    result = json.loads((trained.path / "validation.json").read_text())
+    expected = float(cross_entropy(logits, torch.arange(1000, 1037) % NUM_CLASSES))
+    assert result["val/loss"] == pytest.approx(expected, rel=1e-4)
+    assert (result["image_size"], result["crop_pct"], result["samples"]) == (96, 1.0, 37)
+    assert "37 samples of 96 pixels" in output.getvalue()
 
 
 def test_validating_an_earlier_checkpoint_is_of_that_step(trained: RunDirectory) -> None:
