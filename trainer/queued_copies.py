@@ -18,6 +18,7 @@ class QueuedCopies(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.tensor and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
-            values = func(*args, **kwargs, pin_memory=device.type == "cuda")
+            kwargs["pin_memory"] = device.type == "cuda"
+            values = func(*args, **kwargs)
             return values.to(device, non_blocking=True)
         return func(*args, **kwargs)
