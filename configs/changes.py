@@ -16,7 +16,7 @@ Kind = Literal["harmless", "inexact", "impossible"]
 NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume\..*|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
-    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
+    r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last|profile_steps)"
     r"|(checkpoint|fault|doctor|tracking|launch)\..*"
 )
 # What makes another run at the start and yet may change on the way: where shards are kept (the position in a checkpoint
@@ -30,6 +30,8 @@ FIXED: Final = re.compile(
     r"|model\.(name|compound_phi|width_multiplier|depth_multiplier|in_chans|head_hidden_features)"
     r"|model\.(pretrained|checkpoint_path)"
 )
+# Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
+YOUNGER: Final = re.compile(r"trainer\.ddp_comm_hook")
 UNSPOKEN: Final = re.compile(r"resume\..*|name|run_id|runs_dir")
 
 
@@ -45,7 +47,12 @@ class Change:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that define the experiment, by dotted key."""
-    return {key: value for key, value in leaves(config).items() if not NOT_IDENTITY.fullmatch(key)}
+    defaults = _defaults()
+    return {
+        key: value
+        for key, value in leaves(config).items()
+        if not NOT_IDENTITY.fullmatch(key) and not (YOUNGER.fullmatch(key) and value == defaults[key])
+    }
 
 
 def changes(old: Mapping[str, Any], new: Config) -> list[Change]:
@@ -60,7 +67,7 @@ def changes(old: Mapping[str, Any], new: Config) -> list[Change]:
 
 
 def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
-    defaults = leaves(Config(data=Data(train_shards="", val_shards="")))
+    defaults = _defaults()
     for key, value in leaves(new).items():
         if UNSPOKEN.fullmatch(key):
             continue
@@ -83,6 +90,10 @@ def refusals(found: list[Change], *, run_id: str, allow: bool) -> list[Problem]:
             advice += ", or resume.allow_changes=true"
             problems.append(Problem(key=change.key, received=change.new, accepted=advice))
     return problems
+
+
+def _defaults() -> dict[str, Any]:
+    return leaves(Config(data=Data(train_shards="", val_shards="")))
 
 
 def _kind(key: str) -> Kind:
