@@ -1,4 +1,4 @@
-"""timm's own train.py on batches from memory: ``python -m benchmarks.timm_loop TRAIN_PY BATCH SIZE …``, flags at the end.
+"""timm's own train.py on batches from memory: ``python -m benchmarks.timm_loop TRAIN_PY BATCH SIZE FLAGS``.
 
 The file is the user's, from a checkout of timm, and is run as it is; only its data set and loader are others: timm's
 `PrefetchLoader`, which normalises where it trains, over the batches that the other loops take.

@@ -78,9 +78,9 @@ class CpuDeepSpeedStrategy(ZeroStrategy):
 class DataParallelStrategy(DDPStrategy):
     """Lightning's DDP, whose gradients are summed in pieces while the backward pass still makes others.
 
-    What is set, and why (docs/performance.md): gradients are views of the buckets that are sent, which saves a copy and
-    their memory; no buffers are broadcast, since BatchNormStatistics keeps them alike; the graph is not declared static,
-    which would let nothing be left out here, and does not go with accumulation.
+    What is set, and why: gradients are views of the buckets that are sent, which saves a copy and their memory; no
+    buffers are broadcast, since BatchNormStatistics keeps them alike; the graph is not declared static: freezing
+    changes it in mid-run, and elsewhere nothing is searched for that this would save.
     """
 
     def __init__(self, comm_hook: str | None, **arguments: Any) -> None:
