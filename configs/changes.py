@@ -17,7 +17,7 @@ NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume\..*|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
     r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
-    r"|trainer\.(gradient_checkpointing|deterministic)"
+    r"|trainer\.(gradient_checkpointing|deterministic|profile_steps)"
     r"|(checkpoint|fault|doctor|tracking|launch)\..*"
 )
 # What makes another run at the start and yet may change on the way: where shards are kept (the position in a checkpoint
@@ -34,7 +34,7 @@ FIXED: Final = re.compile(
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
     r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*|progressive\..*"
-    r"|trainer\.(matmul_precision|compile)|model\.stages|data\.eval_image_size"
+    r"|trainer\.(matmul_precision|compile|ddp_comm_hook)|model\.stages|data\.eval_image_size"
     r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.

@@ -281,6 +281,14 @@ def _strategy(config: Config) -> Iterator[Problem]:
     if trainer.matmul_precision is not None and trainer.accelerator == "cpu":
         accepted = "null beside trainer.accelerator = cpu"
         yield _problem(config, "trainer.matmul_precision", accepted, "trainer.accelerator")
+    if trainer.profile_steps is not None and trainer.profile_steps[0] > trainer.profile_steps[1]:
+        yield _problem(config, "trainer.profile_steps", "a first and a last step, in that order")
+    if trainer.ddp_comm_hook is not None and trainer.strategy in ("single", "deepspeed"):
+        accepted = f"null with trainer.strategy = {trainer.strategy}: it is for DDP's gradients"
+        yield _problem(config, "trainer.ddp_comm_hook", accepted, "trainer.strategy")
+    elif trainer.ddp_comm_hook is not None and trainer.devices == 1 and trainer.num_nodes == 1:
+        accepted = "null on one device, whose gradients are sent nowhere"
+        yield _problem(config, "trainer.ddp_comm_hook", accepted, "trainer.devices", "trainer.num_nodes")
     if trainer.strategy == "deepspeed":
         yield from _deepspeed(config)
     elif stage is not None:

@@ -359,6 +359,12 @@ class Trainer(Section):
     backbone are computed without. None is off."""
     num_threads: PositiveInt | None = None
     """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
+    ddp_comm_hook: Literal["fp16", "bf16"] | None = None
+    """Format in which DDP's ranks sum gradients, by torch's own hooks: half the traffic between nodes, for rounding the
+    gradients (bf16 to 8 bits, fp16 to 11 with a range up to 65504). None sums them as they are, in fp32."""
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """First and last optimizer step, from 1, that rank 0 writes a trace of to the run's `traces` folder, by
+    torch.profiler (docs/performance.md). Steps are slower meanwhile. None is no trace."""
 
 
 class Deepspeed(Section):

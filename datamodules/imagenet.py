@@ -86,6 +86,7 @@ class ImageNetDataModule(LightningDataModule):
         self.index_progress: Callable[[int], None] | None = None
         self._prepared = False
         self._stream: TrainingStream | None = None
+        self._waited_s = 0.0
         self._val_loader: EvaluationLoader | None = None
         self._device_decoders: dict[bool, DeviceDecoder] = {}
 
@@ -165,6 +166,11 @@ class ImageNetDataModule(LightningDataModule):
         if isinstance(batch, EncodedBatch):
             return self._device_decoders[batch.training](batch, device)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds in which the training process has waited for training batches, since it began."""
+        return self._waited_s + (self._stream.waited_s if self._stream is not None else 0.0)
 
     def position(self, step: int) -> dict[str, int | str]:
         """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
@@ -317,6 +323,7 @@ class ImageNetDataModule(LightningDataModule):
 
     def _close_stream(self) -> None:
         if self._stream is not None:
+            self._waited_s += self._stream.waited_s
             self._stream.close()
             self._stream = None
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+from pytorch_lightning import Callback
 from rich.console import Console
 
 from configs.rank_records import StepFile
@@ -21,6 +22,7 @@ from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
 from trainer.nonfinite import NonFiniteSteps
 from trainer.processes import Processes
+from trainer.profiling import StepTrace
 from trainer.progress import ProgressDisplay
 from trainer.results import validation_table
 from trainer.resuming import choose
@@ -57,13 +59,14 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     metrics = TrainingMetrics(config, attempt=attempt)
     watchdog = Watchdog(run.log_dir(attempt), processes.global_rank, timeout_s=config.fault.hang_timeout_s)
     facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id(), "rollbacks": len(rollbacks.records)}
-    callbacks = [
+    callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
         NonFiniteSteps(config, run, rollbacks, attempt=attempt),
         BatchNormStatistics(),
         *([WeightAverage(config.ema)] if config.ema.enabled else []),
         metrics,
         ProgressDisplay(config, console, metrics),
+        *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
         Checkpointing(config, checkpoints, flag, facts=facts, start=start, alive=watchdog.alive),
     ]
     loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)

@@ -43,6 +43,7 @@ class TrainingMetrics(Callback):
         self.attempt = attempt
         self._last_step = 0
         self._last_time = 0.0
+        self._waited_s = 0.0
         self._bad, self._seen = 0, 0.0
         self._restored: torch.Tensor | None = None
         self.last_row: dict[str, float] = {}
@@ -57,6 +58,7 @@ class TrainingMetrics(Callback):
                 pl_module.train_sums.copy_(sums)
             self._restored = None
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._waited_s = _waited_s(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,9 +70,12 @@ class TrainingMetrics(Callback):
         sums, skipped = pl_module.train_sums, pl_module.skipped_steps
         assert isinstance(sums, torch.Tensor)
         assert isinstance(skipped, int)
-        reduced = trainer.strategy.reduce(sums.double(), reduce_op="sum")
+        # One place for each rank: in the sum over the ranks, all of them can be read.
+        waits = sums.new_zeros(trainer.world_size, dtype=torch.double)
+        waits[trainer.global_rank] = _waited_s(trainer) - self._waited_s
+        reduced = trainer.strategy.reduce(torch.cat([sums.double(), waits]), reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
-        loss, correct, samples, substituted = reduced.tolist()
+        loss, correct, samples, substituted, *waited_s = reduced.tolist()
         sums.zero_()
         self._count_bad(trainer, int(substituted), samples)
         elapsed = time.monotonic() - self._last_time
@@ -83,9 +88,12 @@ class TrainingMetrics(Callback):
             "data/bad_samples": float(self._bad),
             "lr": group["lr"] / group.get("lr_scale", 1.0),
             "throughput/images_per_second": images / elapsed,
+            # Of the rank that waited longest, for which the others then wait.
+            "throughput/data_wait_share": min(max(waited_s) / elapsed, 1.0),
         }
         log_row(trainer, self.last_row)
         self._last_step, self._last_time = step, time.monotonic()
+        self._waited_s = _waited_s(trainer)
 
     def _count_bad(self, trainer: Trainer, substituted: int, samples: float) -> None:
         """Stop when more samples of the run could not be read than ``data.max_bad_fraction`` allows."""
@@ -125,6 +133,13 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the pause off the clock."""
         self._last_time += time.monotonic() - self._paused
+
+
+def _waited_s(trainer: Trainer) -> float:
+    """For batches, on this rank."""
+    waited_s = trainer.datamodule.waited_s  # type: ignore[attr-defined]
+    assert isinstance(waited_s, float)
+    return waited_s
 
 
 def _training_metrics(trainer: Trainer) -> list[TrainingMetrics]:

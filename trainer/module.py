@@ -26,6 +26,7 @@ from trainer.losses import Regularisation, build_erasing
 from trainer.metrics import log_row
 from trainer.optimization import build_optimizer, build_scheduler
 from trainer.plateau import PlateauScheduler
+from trainer.queued_copies import QueuedCopies
 
 
 class StepSkipped(Exception):  # noqa: N818 - not an error
@@ -136,7 +137,8 @@ class EfficientNetModule(LightningModule):
         if self._erasing is not None:
             images = self._erasing(images)
         if self._mixup is not None:
-            images, targets = self._mixup(images, targets)
+            with QueuedCopies():
+                images, targets = self._mixup(images, targets)
         if self.backbone_is_frozen:
             with torch.no_grad():
                 features = self.network.forward_features(images)  # type: ignore[operator]

@@ -21,7 +21,7 @@ from trainer.module import EfficientNetModule
 
 
 class ProgressDisplay(Callback):
-    """Epoch, loss, top-1, images/s, time left. Shows what was read off the device anyway."""
+    """Epoch, loss, top-1, images/s, waiting for data, time left. Shows what was read off the device anyway."""
 
     def __init__(self, config: Config, console: Console, metrics: TrainingMetrics) -> None:
         self._config = config
@@ -66,6 +66,7 @@ class ProgressDisplay(Callback):
         row = self._metrics.last_row
         if row:
             parts += [f"loss {row['train/loss']:.3f}", f"{row['throughput/images_per_second']:,.0f} images/s"]
+            parts += [f"data wait {row['throughput/data_wait_share']:.1%}"]
         parts += [f"{name} {float(values[name]):.4f}" for name in ("val/top1", "val/ema_top1") if name in values]
         logger.info(" · ".join(parts))
 
@@ -84,7 +85,8 @@ class ProgressDisplay(Callback):
         numbers = ""
         if row:
             speed = f"{row['throughput/images_per_second']:,.0f} images/s"
-            numbers = f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {speed}"
+            wait = f"data wait {row['throughput/data_wait_share']:.1%}"
+            numbers = f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {speed}  {wait}"
         epoch = f"{min(trainer.current_epoch + 1, self._config.trainer.max_epochs)}/{self._config.trainer.max_epochs}"
         self._bar.update(self._task, completed=trainer.global_step, epoch=epoch, numbers=numbers)
 

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -193,17 +194,21 @@ class TrainingStream:
 
     Attributes:
         position: Number of the next micro-batch.
+        waited_s: Seconds in which the training process has waited for batches.
     """
 
     def __init__(self, loader: DataLoader[AnyBatch | LoaderError], *, first: int) -> None:
         self.position = first
+        self.waited_s = 0.0
         self._iterator = iter(loader)
         self._batches = _raised(self._iterator)
 
     def take(self, count: int) -> Iterator[AnyBatch]:
         """The next ``count`` micro-batches."""
         for _ in range(count):
+            begin = time.monotonic()
             batch = next(self._batches)
+            self.waited_s += time.monotonic() - begin
             self.position += 1
             yield batch
 

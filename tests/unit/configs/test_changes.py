@@ -139,3 +139,12 @@ def test_refusals_name_every_setting_with_what_it_was_and_what_would_allow_it() 
     assert refused[0].accepted == "0: what run mine was started with, or another run_id, or resume.allow_changes=true"
     assert "allow_changes" not in refused[1].accepted
     assert [problem.key for problem in refusals(found, run_id="mine", allow=True)] == ["optimizer.opt"]
+
+
+def test_settings_of_the_loop_leave_run_ids_as_they_were_unless_they_round_gradients() -> None:
+    plain, traced, rounded = (
+        identity(config_of(*more)) for more in ([], ["trainer.profile_steps=[2,3]"], ["trainer.ddp_comm_hook=bf16"])
+    )
+    assert plain == traced
+    assert not any("ddp_comm_hook" in key or "profile_steps" in key for key in plain)
+    assert rounded == plain | {"trainer.ddp_comm_hook": "bf16"}

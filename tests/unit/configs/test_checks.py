@@ -263,6 +263,20 @@ CASES = [
         )
         for opt in ("lamb", "muon", "lars", "cadamw", "lookahead_lamb")
     ),
+    (("trainer.profile_steps=[3, 2]",), "trainer.profile_steps", "a first and a last step, in that order"),
+    *(
+        (
+            (f"trainer.strategy={strategy}", "trainer.ddp_comm_hook=bf16", *more),
+            "trainer.ddp_comm_hook",
+            f"null with trainer.strategy = {strategy}: it is for DDP's gradients",
+        )
+        for strategy, more in (("single", ()), ("deepspeed", ZERO))
+    ),
+    (
+        ("trainer.devices=1", "trainer.ddp_comm_hook=fp16"),
+        "trainer.ddp_comm_hook",
+        "null on one device, whose gradients are sent nowhere",
+    ),
     (("trainer.strategy=single", "trainer.devices=2"), "trainer.strategy", "ddp or deepspeed for more than one device"),
     (
         ("trainer.strategy=single", "trainer.num_nodes=2"),
@@ -364,6 +378,8 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
         ("scheduler.sched=poly", "scheduler.decay_rate=0.9"),
         ("scheduler.warmup_epochs=0",),
         ("trainer.strategy=single", "trainer.devices=1"),
+        ("trainer.strategy=ddp", "trainer.devices=2", "trainer.ddp_comm_hook=fp16"),
+        ("trainer.ddp_comm_hook=bf16", "trainer.profile_steps=[3, 3]"),
         ("trainer.accelerator=cpu", "trainer.precision=bf16-mixed"),
         (DEEPSPEED, "deepspeed.zero_stage=1", "trainer.precision=32-true"),
         (*ZERO, "trainer.gradient_clip_val=1"),

@@ -20,6 +20,7 @@ from configs.run import RunDirectory, config_hash
 from datamodules.imagenet import ImageNetDataModule
 from tests.poison import Poisoned
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, checkpoint, new_run, rows, train, weights
+from trainer import nonfinite
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.batchnorm import BatchNormStatistics
 from trainer.checkpoint_files import CHECKPOINT, CheckpointFile, read_manifest
@@ -472,3 +473,24 @@ def test_with_no_rollback_allowed_it_stops_at_once(
 
     assert not run.rollbacks_file.exists()
     assert [note["action"] for note in noted(run)] == ["stopped"]
+
+
+# Looking
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_value_that_is_not_finite_is_found(value: float, place: int) -> None:
+    gradients = [torch.full((3, 5), 0.5), torch.zeros(7), torch.full((1,), -1.0)]
+    assert nonfinite._all_finite(gradients)
+    gradients[place].view(-1)[-1] = value
+    assert not nonfinite._all_finite(gradients)
+
+
+def test_looking_changes_no_bit_and_takes_no_large_value_for_infinite() -> None:
+    limits = torch.finfo(torch.float32)
+    gradient = torch.tensor([limits.max, limits.min, limits.tiny / 8, -limits.tiny / 8, -0.0, 0.1]).repeat(1000)
+    before = gradient.clone()
+
+    assert nonfinite._all_finite([gradient])
+    assert torch.equal(gradient.view(torch.int32), before.view(torch.int32))

@@ -28,6 +28,7 @@ def test_a_terminal_shows_epoch_steps_loss_accuracy_speed_and_time_left(
 
     last = {row["step"]: row for row in rows(run) if row["train/loss"]}["17"]
     numbers = rf"loss {float(last['train/loss']):.3f}  top-1 {float(last['train/top1']):.3f}  [\d,]+ images/s"
+    numbers += r"  data wait [\d.]+%"
     assert re.search(rf"epoch 2/2 .* 17/17 +{numbers} +0:00:\d\d +left +0:00:00", shown), shown[-2000:]
     assert re.search(r"epoch 1/2 .* \d/17 ", shown)
     assert "raw weights" in shown
@@ -59,4 +60,5 @@ def test_elsewhere_there_is_no_bar_but_a_line_an_epoch(
     for number, (line, row) in enumerate(zip(lines, validation, strict=True), start=1):
         assert line.startswith(f"epoch {number}/2 · step {row['step']} · loss ")
         assert " images/s · " in line
+        assert re.search(r" · data wait [\d.]+% · ", line)
         assert f"val/top1 {float(row['val/top1']):.4f} · val/ema_top1 {float(row['val/ema_top1']):.4f}" in line
