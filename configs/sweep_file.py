@@ -177,7 +177,7 @@ def _spec_problems(key: str, spec: Mapping[str, Any], *, grid: bool) -> Iterator
     """Of one parameter alone, without a look at what the setting accepts."""
     if key not in setting_keys():
         nearest = nearest_key(key)
-        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema.py"
+        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema"
         yield Problem(key=key, received=shown(spec), accepted=accepted)
     elif key in NOT_SWEPT or key.startswith(SECTIONS_NOT_SWEPT):
         yield Problem(key=key, received=shown(spec), accepted="a setting of training: this one is the sweep's own")
