@@ -50,7 +50,9 @@ def steps(run: RunDirectory) -> list[int]:
 
 
 def last_row(run: RunDirectory) -> int:
-    return int(rows(run)[-1]["step"]) if run.metrics_file.exists() else 0
+    """Of those written so far: the file may be there with no row in it yet, or with half of its last."""
+    written = rows(run) if run.metrics_file.exists() else []
+    return max((int(row["step"]) for row in written if row["step"]), default=0)
 
 
 def when(happened: Callable[[], bool], act: Callable[[], Any]) -> threading.Thread:
