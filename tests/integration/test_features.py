@@ -76,7 +76,7 @@ def test_bce_plateau_layer_decay_and_a_teacher_on_one_process_and_two(
     assert rates(one) == pytest.approx(rates(two_processes))
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.slow) for stage in (2, 3)])
 def test_they_train_alike_under_zero(
     stage: int, two_processes: RunDirectory, toy_overrides: Overrides, taught: dict[str, object], tmp_path: Path
 ) -> None:
