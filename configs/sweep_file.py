@@ -94,6 +94,12 @@ def load_sweep(name: str, files: Sequence[str], overrides: Sequence[str]) -> tup
     return Sweep(document={**document, "parameters": specs}), base
 
 
+def refused_parameters(parameters: Mapping[str, object]) -> list[Problem]:
+    """What of a trial, as a server has made it, is no setting that a sweep may choose."""
+    keys = [key for key, _ in _leaves(parameters)]
+    return [problem for key in keys for problem in _key_problems(key, shown(parameters.get(key)))]
+
+
 def overrides_of(parameters: Mapping[str, object]) -> list[str]:
     """A trial's parameters as overrides of the configuration; nested ones, as W&B may have them, by dotted key."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _leaves(parameters)]
@@ -181,15 +187,20 @@ def _document_problems(document: Mapping[str, Any], specs: Mapping[str, Mapping[
 
 def _spec_problems(key: str, spec: Mapping[str, Any], *, grid: bool) -> Iterator[Problem]:
     """Of one parameter alone, without a look at what the setting accepts."""
-    if key not in setting_keys():
-        nearest = nearest_key(key)
-        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema.py"
-        yield Problem(key=key, received=shown(spec), accepted=accepted)
-    elif key in NOT_SWEPT or key.startswith(SECTIONS_NOT_SWEPT):
-        yield Problem(key=key, received=shown(spec), accepted="a setting of training: this one is the sweep's own")
+    yield from _key_problems(key, shown(spec))
     fault = _fault(spec, grid=grid)
     if fault is not None:
         yield Problem(key=key, received=shown(spec), accepted=fault)
+
+
+def _key_problems(key: str, received: str) -> Iterator[Problem]:
+    """Of a parameter's name."""
+    if key not in setting_keys():
+        nearest = nearest_key(key)
+        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema.py"
+        yield Problem(key=key, received=received, accepted=accepted)
+    elif key in NOT_SWEPT or key.startswith(SECTIONS_NOT_SWEPT):
+        yield Problem(key=key, received=received, accepted="a setting of training: this one is the sweep's own")
 
 
 def _fault(spec: Mapping[str, Any], *, grid: bool) -> str | None:

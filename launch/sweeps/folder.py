@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ LOCAL = "local-"
 """Begins the id of a sweep that no server knows."""
 AGENT_LOCK = "agent.lock"
 """In a trial's run directory: held by the agent that is at work on it."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""Of a sweep or a trial, as W&B makes them; folders have these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,9 @@ class SweepId:
             ConfigError: If it is neither.
         """
         parts = text.split("/")
-        if len(parts) == 3 and all(parts):
+        if len(parts) == 3 and all(parts) and NAME.fullmatch(parts[2]):
             return cls(name=parts[2], entity=parts[0], project=parts[1])
-        if len(parts) == 1 and text.startswith(LOCAL):
+        if text.startswith(LOCAL) and NAME.fullmatch(text):
             return cls(name=text)
         accepted = f"ENTITY/PROJECT/ID, as W&B's page of the sweep says, or {LOCAL}…"
         raise ConfigError([Problem(key="--id", received=shown(text), accepted=accepted)])
@@ -61,12 +64,14 @@ class Trial:
         trial: W&B's id of the run.
         parameters: What the sweep has chosen, by setting.
         stopped: Whether W&B has ended it before its time: it is not gone on with.
+        refused: Whether its configuration was refused before any attempt: nor is this one.
     """
 
     sweep: str
     trial: str
     parameters: Mapping[str, Any]
     stopped: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,7 @@ def write_trial(run: RunDirectory, trial: Trial) -> None:
 def is_unfinished(run: RunDirectory, trial: Trial) -> bool:
     """Whether a trial was cut off: it has checkpointed after a signal, or ended with its agent, without a word."""
     past = run.outcomes()
-    if trial.stopped:
+    if trial.stopped or trial.refused:
         return False
     if not past or past[-1]["attempt"] < run.attempts - 1:
         return True

@@ -38,7 +38,7 @@ def parameters_of(sweep: Sweep, index: int, *, seed: str) -> dict[str, Any]:
     """
     if sweep.method == "grid":
         found = {}
-        for key, spec in reversed(sweep.parameters.items()):  # the last one changes first
+        for key, spec in reversed(list(sweep.parameters.items())):  # the last one changes first
             values = choices(spec) or ()
             index, place = divmod(index, number_of(values))
             found[key] = values[place]

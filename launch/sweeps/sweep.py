@@ -126,6 +126,9 @@ def join(
     given = load_config(files, overrides).config if files else None
     root = Path(runs_dir or (given.runs_dir if given else "runs")).expanduser()
     folder = find_folder(sweep_id, root)
+    if folder is None and sweep_id.project is None:
+        accepted = f"a sweep in {root} (or --runs-dir): one without a server is its folder, sweep-{sweep_id.name}"
+        raise ConfigError([Problem(key="--id", received=name, accepted=accepted)])
     if folder is None and given is None:
         accepted = f"the configuration of its trials: {root / f'sweep-{sweep_id.name}'} is not here (or --runs-dir)"
         raise ConfigError([Problem(key="--config", received="nothing", accepted=accepted)])
@@ -153,7 +156,9 @@ def _work(folder: SweepFolder, options: Options) -> int:
     )
     if folder.id.project is None:
         sweep = folder.sweep()
-        assert sweep is not None
+        if sweep is None:
+            accepted = f"a sweep whose file is in {folder.path / 'sweep.json'}"
+            raise ConfigError([Problem(key="--id", received=str(folder.id), accepted=accepted)])
         return agent.work(LocalSearch(sweep, folder))
     with WandbSource(folder) as source:
         return agent.work(source)
