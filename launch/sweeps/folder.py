@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.load import dump_yaml, find_file
+from configs.load import dump_yaml, find_file, leaves, load_config
 from configs.problems import ConfigError, Problem, shown
 from configs.run import RunDirectory, exit_class, read_json, write_atomically
 from configs.schema import Config
@@ -95,7 +95,7 @@ class SweepFolder:
         """Write what agents read, unless it is there.
 
         Raises:
-            ConfigError: If the folder is another sweep's, or cannot be written.
+            ConfigError: If the folder is another sweep's, or has another configuration, or cannot be written.
         """
         facts = self.path / "sweep.json"
         text = json.dumps({"id": str(self.id), "file": sweep and dict(sweep.document)}, indent=2) + "\n"
@@ -109,9 +109,27 @@ class SweepFolder:
         except OSError as error:
             accepted = f"a folder in which {self.path} can be written ({error.strerror})"
             raise ConfigError([Problem(key="runs_dir", received=str(self.runs_dir), accepted=accepted)]) from None
+        if self.base_file.exists() and known == str(self.id):
+            self._check_base(config)
         if known != str(self.id):
             accepted = f"another runs_dir: {self.path} is that of {known}"
             raise ConfigError([Problem(key="runs_dir", received=str(self.runs_dir), accepted=accepted)])
+
+    def _check_base(self, config: Config) -> None:
+        """See that settings which are not part of the sweep's id, such as devices, are not passed over without a word.
+
+        Raises:
+            ConfigError: If one differs from what trials read.
+        """
+        kept, given = leaves(load_config([str(self.base_file)]).config), leaves(config)
+        accepted = f"as in {self.base_file}, which all trials read: effnet sweep --id {self.id} goes on with it"
+        problems = [
+            Problem(key=key, received=shown(value), accepted=f"{shown(kept[key])}, {accepted}")
+            for key, value in given.items()
+            if value != kept[key]
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def sweep(self) -> Sweep | None:
         """The sweep file as it was registered; None if it was registered elsewhere."""

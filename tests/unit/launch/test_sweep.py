@@ -85,6 +85,14 @@ def test_a_folder_is_one_sweeps(folder: SweepFolder) -> None:
         replace(folder, id=SweepId(name="local-1", entity="team", project="toys")).create(None, config())
 
 
+def test_settings_that_trials_would_not_read_are_refused(folder: SweepFolder) -> None:
+    """Devices are no part of an experiment, so that the sweep is the same; its trials have those of the first command."""
+    folder.create(None, config())
+    with pytest.raises(ConfigError, match="checkpoint.every_n_steps") as error:
+        folder.create(None, config("checkpoint.every_n_steps=7"))
+    assert len(error.value.problems) == 1
+
+
 def test_one_agent_has_a_trial(folder: SweepFolder) -> None:
     with folder.claimed("a") as first, folder.claimed("a") as second, folder.claimed("b") as other:
         assert first is not None
