@@ -81,6 +81,7 @@ class Agent:
         """Train a trial to its end; returns its exit code."""
         chosen, before = " ".join(overrides_of(trial.parameters)), run.attempts
         self._say(f"{run.run_id}: {'goes on' if run.attempts else chosen}")
+        write_trial(run, replace(trial, begun=True))
         child = subprocess.Popen(
             self._command(trial, run),
             stdin=subprocess.DEVNULL,
@@ -98,11 +99,13 @@ class Agent:
                     stopped, number = True, signal.SIGTERM
                 if number is not None:
                     child.send_signal(number)
-        if code == EXIT_INTERRUPTED and not inbox.received:  # W&B can also tell rank 0 itself
-            write_trial(run, replace(trial, stopped=True))
-            self._say(f"{run.run_id}: stopped by W&B")
-        if code == EXIT_DO_NOT_RETRY and run.attempts == before:  # else each agent would begin with it, in vain
-            write_trial(run, replace(trial, refused=True))
+        if not inbox.received:
+            by_wandb = code == EXIT_INTERRUPTED  # which can also tell rank 0 itself
+            # Else each agent would begin with what is refused, in vain.
+            refused = code == EXIT_DO_NOT_RETRY and run.attempts == before
+            write_trial(run, replace(trial, begun=False, stopped=by_wandb, refused=refused))
+            if by_wandb:
+                self._say(f"{run.run_id}: stopped by W&B")
         return code
 
     def _command(self, trial: Trial, run: RunDirectory) -> list[str]:

@@ -65,6 +65,7 @@ class Trial:
         parameters: What the sweep has chosen, by setting.
         stopped: Whether W&B has ended it before its time: it is not gone on with.
         refused: Whether its configuration was refused before any attempt: nor is this one.
+        begun: Whether an agent has begun it, and has not seen it end by itself: it may yet have had restarts to come.
     """
 
     sweep: str
@@ -72,6 +73,7 @@ class Trial:
     parameters: Mapping[str, Any]
     stopped: bool = False
     refused: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,8 @@ def is_unfinished(run: RunDirectory, trial: Trial) -> bool:
         return False
     if not past or past[-1]["attempt"] < run.attempts - 1:
         return True
-    return exit_class(past[-1]["exit_code"]) == "interrupted"
+    ended = exit_class(past[-1]["exit_code"])
+    return ended == "interrupted" or (trial.begun and ended == "retry")
 
 
 def find_folder(sweep_id: SweepId, runs_dir: Path) -> SweepFolder | None:

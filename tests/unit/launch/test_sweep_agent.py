@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED, RunDirectory
 from configs.sweep_file import Sweep
 from launch.sweeps import source, sweep
 from launch.sweeps.agent import Agent
@@ -134,6 +135,31 @@ def test_trials_that_are_refused_before_they_begin_do_not_hold_up_the_sweep(tmp_
     trials = [read_trial(run) for run in runs]
     assert len(runs) == 2
     assert not any(is_unfinished(run, trial) for run, trial in zip(runs, trials, strict=True) if trial)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_that_waits_to_start_again_goes_on_after_its_agent(
+    toy_overrides: Callable[..., list[str]], tmp_path: Path, number: int
+) -> None:
+    """Its last attempt has failed, and no other has begun: the outcome alone says no more than that."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text('{"method": "grid", "parameters": {"seed": {"values": [1]}}}')
+    command = [sys.executable, "-m", "launch.cli", "sweep", f"--sweep={file}", f"runs_dir={tmp_path / 'runs'}"]
+    command += [*toy_overrides(fault__restart_backoff_s=500, checkpoint__every_n_steps=1), "--max-restarts=3"]
+    command += ["data.train_shards=http://127.0.0.1:9/a.tar", "data.download_timeout_s=1"]
+    working = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert working.stderr is not None
+    assert any("restart 1 of 3" in line for line in working.stderr)
+
+    working.send_signal(number)
+    working.communicate(timeout=60)
+
+    (file,) = tmp_path.glob("runs/*/trial.json")
+    run = RunDirectory(file.parent)
+    trial = read_trial(run)
+    assert [past["exit_class"] for past in run.outcomes()] == ["retry"]
+    assert trial is not None
+    assert is_unfinished(run, trial)
 
 
 def test_a_trial_of_another_sweep_is_not_gone_on_with(folder: SweepFolder) -> None:
