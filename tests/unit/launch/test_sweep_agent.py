@@ -146,7 +146,7 @@ def test_a_trial_that_waits_to_start_again_goes_on_after_its_agent(
     file.write_text('{"method": "grid", "parameters": {"seed": {"values": [1]}}}')
     command = [sys.executable, "-m", "launch.cli", "sweep", f"--sweep={file}", f"runs_dir={tmp_path / 'runs'}"]
     command += [*toy_overrides(fault__restart_backoff_s=500, checkpoint__every_n_steps=1), "--max-restarts=3"]
-    command += ["data.train_shards=http://127.0.0.1:9/a.tar", "data.download_timeout_s=1"]
+    command += ["data.train_shards=http://127.0.0.1:9/a.tar", "data.download_timeout_s=1", "data.download_attempts=1"]
     working = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert working.stderr is not None
     assert any("restart 1 of 3" in line for line in working.stderr)
