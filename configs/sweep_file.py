@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ def load_sweep(name: str, files: Sequence[str], overrides: Sequence[str]) -> tup
     return Sweep(document={**document, "parameters": specs}), base
 
 
+def refused_parameters(parameters: Mapping[str, object]) -> list[Problem]:
+    """What of a trial, as a server has made it, is no setting that a sweep may choose."""
+    keys = [key for key, _ in _leaves(parameters)]
+    return [problem for key in keys for problem in _key_problems(key, shown(parameters.get(key)))]
+
+
 def overrides_of(parameters: Mapping[str, object]) -> list[str]:
     """A trial's parameters as overrides of the configuration; nested ones, as W&B may have them, by dotted key."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _leaves(parameters)]
@@ -108,12 +115,17 @@ def distribution(spec: Mapping[str, Any]) -> str:
     return str(spec.get("distribution") or ("int_uniform" if whole else "uniform"))
 
 
-def choices(spec: Mapping[str, Any]) -> list[Any] | None:
+def choices(spec: Mapping[str, Any]) -> Sequence[Any] | None:
     """All values that a parameter takes; None where they are not a list."""
     kind = distribution(spec)
     if kind == "int_uniform":
-        return list(range(spec["min"], spec["max"] + 1))
+        return range(spec["min"], spec["max"] + 1)  # of billions, for a seed: never a list
     return {"constant": lambda: [spec["value"]], "categorical": lambda: list(spec["values"])}.get(kind, lambda: None)()
+
+
+def number_of(values: Sequence[Any]) -> int:
+    """How many values there are; `len` knows no range of 2^63 and more."""
+    return values.stop - values.start if isinstance(values, range) else len(values)
 
 
 def _read(name: str, problems: list[Problem]) -> dict[str, Any]:
@@ -175,15 +187,20 @@ def _document_problems(document: Mapping[str, Any], specs: Mapping[str, Mapping[
 
 def _spec_problems(key: str, spec: Mapping[str, Any], *, grid: bool) -> Iterator[Problem]:
     """Of one parameter alone, without a look at what the setting accepts."""
-    if key not in setting_keys():
-        nearest = nearest_key(key)
-        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema"
-        yield Problem(key=key, received=shown(spec), accepted=accepted)
-    elif key in NOT_SWEPT or key.startswith(SECTIONS_NOT_SWEPT):
-        yield Problem(key=key, received=shown(spec), accepted="a setting of training: this one is the sweep's own")
+    yield from _key_problems(key, shown(spec))
     fault = _fault(spec, grid=grid)
     if fault is not None:
         yield Problem(key=key, received=shown(spec), accepted=fault)
+
+
+def _key_problems(key: str, received: str) -> Iterator[Problem]:
+    """Of a parameter's name."""
+    if key not in setting_keys():
+        nearest = nearest_key(key)
+        accepted = f"no such setting; did you mean {nearest}?" if nearest else "a setting of configs/schema"
+        yield Problem(key=key, received=received, accepted=accepted)
+    elif key in NOT_SWEPT or key.startswith(SECTIONS_NOT_SWEPT):
+        yield Problem(key=key, received=received, accepted="a setting of training: this one is the sweep's own")
 
 
 def _fault(spec: Mapping[str, Any], *, grid: bool) -> str | None:
@@ -194,10 +211,13 @@ def _fault(spec: Mapping[str, Any], *, grid: bool) -> str | None:
     if forms == ["value"]:
         return None
     if forms == ["values"]:
-        fits = isinstance(spec["values"], list) and spec["values"]
-        return None if fits else "a list of values that is not empty"
+        if not isinstance(spec["values"], list) or not spec["values"]:
+            return "a list of values that is not empty"
+        return _fault_of_probabilities(spec)
     low, high, kind = spec["min"], spec.get("max"), spec.get("distribution")
     kinds = {type(low), type(high)}
+    if type(spec.get("q", 1)) not in (int, float) or not 0 < spec.get("q", 1) < math.inf:
+        return "q, a number above 0"
     if kinds - {int, float} or low >= high or (len(kinds) == 2 and kind is None):
         return "numbers, min below max, both with a decimal point or both without"
     if kind is not None and kind not in RANGES:
@@ -211,6 +231,15 @@ def _fault(spec: Mapping[str, Any], *, grid: bool) -> str | None:
     return None
 
 
+def _fault_of_probabilities(spec: Mapping[str, Any]) -> str | None:
+    """As `_fault`, of how often each of some values is drawn."""
+    given = spec.get("probabilities", [1] * len(spec["values"]))
+    numbers = isinstance(given, list) and all(type(each) in (int, float) and 0 <= each < math.inf for each in given)
+    if numbers and len(given) == len(spec["values"]) and any(given):
+        return None
+    return "probabilities: as many numbers as there are values, none below 0 and not all 0"
+
+
 def _value_problems(
     document: Mapping[str, Any],
     specs: Mapping[str, Mapping[str, Any]],
@@ -219,10 +248,8 @@ def _value_problems(
     origin: str,
 ) -> list[Problem]:
     """What the configuration does not accept: of each value alone; of a small grid, of each combination."""
-    lists = {key: choices(spec) or _ends(spec) for key, spec in specs.items()}
-    count = 1
-    for values in lists.values():
-        count *= len(values)
+    lists = {key: _tried(spec) for key, spec in specs.items()}
+    count = math.prod(map(number_of, (choices(spec) or _ends(spec) for spec in specs.values())))
     whole_grid = document["method"] == "grid" and count <= MOST_COMBINATIONS
     trials = [{key: value} for key, values in lists.items() for value in values]
     if whole_grid:
@@ -240,6 +267,14 @@ def _value_problems(
                     known = Problem(key=problem.key, received=problem.received, accepted=problem.accepted, origin=where)
                     found.setdefault((problem.key, problem.received), known)
     return list(found.values())
+
+
+def _tried(spec: Mapping[str, Any]) -> Sequence[Any]:
+    """The values that are tried on the configuration: all of a list, the ends of a range."""
+    known = choices(spec)
+    if known is None:
+        return _ends(spec)
+    return [known[0], known[-1]] if number_of(known) > MOST_COMBINATIONS and isinstance(known, range) else known
 
 
 def _ends(spec: Mapping[str, Any]) -> list[Any]:

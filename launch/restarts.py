@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.rank_records import HANG
 from configs.run import EXIT_DO_NOT_RETRY, PEER_LOST, RunDirectory, exit_class, rank_errors
+from launch.disk import FAULTS
 
 LONGEST_BACKOFF_S = 300.0
-ELSEWHERE = (None, PEER_LOST, "UnreachableError", "SaveFailedError")
-"""Types of errors that lie outside of the run: killed without a word, a peer's or the network's end, a server's or a
-disk's."""
+ELSEWHERE = (None, PEER_LOST, HANG, "UnreachableError", "SaveFailedError", "ConnectionRefusedError", "TimeoutError")
+"""Types of errors that lie outside of the run: killed without a word, a peer's or the network's end, no progress for
+whatever it waits for, a server's or a disk's."""
+OF_DISK = re.compile(rf"\[Errno ({'|'.join(map(str, FAULTS))})\]")
+"""In the message of an `OSError` of any type: a disk that takes no more now may do so later."""
 VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between two messages that mean the same: addresses, sizes, numbers of processes and attempts."""
 
@@ -69,11 +73,15 @@ def failed_alike(errors: Sequence[Mapping[str, Any]], before: Sequence[Mapping[s
         errors: What the ranks left of an attempt, the root cause first.
         before: What they left of the one before.
     """
-    if not errors or errors[0].get("error") in ELSEWHERE:
+    if not errors or _is_elsewhere(errors[0]):
         return None
     # Where all ranks fail in the same way, any may be the first to say so.
-    known = {_kind(error) for error in before if error.get("error") not in ELSEWHERE}
+    known = {_kind(error) for error in before if not _is_elsewhere(error)}
     return next((error for error in errors if _kind(error) in known), None)
+
+
+def _is_elsewhere(error: Mapping[str, Any]) -> bool:
+    return error.get("error") in ELSEWHERE or OF_DISK.search(str(error["reason"])) is not None
 
 
 def _kind(error: Mapping[str, Any]) -> tuple[object, ...]:

@@ -46,17 +46,17 @@ class Agent:
         ended = failures = 0
         with SignalInbox() as inbox:
             # First what was cut off with its agent: the server does not hand it out again.
-            for trial in chain(self._unfinished(), source.trials()):
+            for trial in chain(self._unfinished(), source.trials(lambda: inbox.received)):
                 with self.folder.claimed(trial.trial) as run:
                     begun = read_trial(run) if run else None
                     if run is None or (begun and not is_unfinished(run, begun)):
                         continue  # another agent's
                     if begun is None:
                         write_trial(run, trial)
-                    code = self._run(trial, run, source, inbox)
+                    # After a signal between two trials, whichever agent starts next begins with this one.
+                    code = EXIT_INTERRUPTED if inbox.received else self._run(trial, run, source, inbox)
                 if inbox.received:
-                    self._say(f"the sweep goes on with effnet sweep --id {self.folder.id}", style="yellow")
-                    return EXIT_INTERRUPTED
+                    break
                 ended += 1
                 failures = 0 if code in (EXIT_DONE, EXIT_INTERRUPTED) else failures + 1
                 if failures >= self.max_failures:
@@ -65,19 +65,23 @@ class Agent:
                     return code if code == EXIT_DO_NOT_RETRY else EXIT_RETRY
                 if ended == self.max_trials:
                     break
+            if inbox.received:
+                self._say(f"the sweep goes on with effnet sweep --id {self.folder.id}", style="yellow")
+                return EXIT_INTERRUPTED
         return EXIT_DONE
 
     def _unfinished(self) -> Iterator[Trial]:
         for name in self.folder.trials():
             run = self.folder.run(name)
             trial = read_trial(run)
-            if trial is not None and is_unfinished(run, trial):
+            if trial is not None and trial.sweep == self.folder.id.name and is_unfinished(run, trial):
                 yield trial
 
     def _run(self, trial: Trial, run: RunDirectory, source: TrialSource, inbox: SignalInbox) -> int:
         """Train a trial to its end; returns its exit code."""
-        chosen = " ".join(overrides_of(trial.parameters))
+        chosen, before = " ".join(overrides_of(trial.parameters)), run.attempts
         self._say(f"{run.run_id}: {'goes on' if run.attempts else chosen}")
+        write_trial(run, replace(trial, begun=True))
         child = subprocess.Popen(
             self._command(trial, run),
             stdin=subprocess.DEVNULL,
@@ -95,9 +99,13 @@ class Agent:
                     stopped, number = True, signal.SIGTERM
                 if number is not None:
                     child.send_signal(number)
-        if code == EXIT_INTERRUPTED and not inbox.received:  # W&B can also tell rank 0 itself
-            write_trial(run, replace(trial, stopped=True))
-            self._say(f"{run.run_id}: stopped by W&B")
+        if not inbox.received:
+            by_wandb = code == EXIT_INTERRUPTED  # which can also tell rank 0 itself
+            # Else each agent would begin with what is refused, in vain.
+            refused = code == EXIT_DO_NOT_RETRY and run.attempts == before
+            write_trial(run, replace(trial, begun=False, stopped=by_wandb, refused=refused))
+            if by_wandb:
+                self._say(f"{run.run_id}: stopped by W&B")
         return code
 
     def _command(self, trial: Trial, run: RunDirectory) -> list[str]:

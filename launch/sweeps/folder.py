@@ -3,13 +3,14 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.load import dump_yaml, find_file
+from configs.load import dump_yaml, find_file, leaves, load_config
 from configs.problems import ConfigError, Problem, shown
 from configs.run import RunDirectory, exit_class, read_json, write_atomically
 from configs.schema import Config
@@ -19,6 +20,8 @@ LOCAL = "local-"
 """Begins the id of a sweep that no server knows."""
 AGENT_LOCK = "agent.lock"
 """In a trial's run directory: held by the agent that is at work on it."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""Of a sweep or a trial, as W&B makes them; folders have these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,9 @@ class SweepId:
             ConfigError: If it is neither.
         """
         parts = text.split("/")
-        if len(parts) == 3 and all(parts):
+        if len(parts) == 3 and all(parts) and NAME.fullmatch(parts[2]):
             return cls(name=parts[2], entity=parts[0], project=parts[1])
-        if len(parts) == 1 and text.startswith(LOCAL):
+        if text.startswith(LOCAL) and NAME.fullmatch(text):
             return cls(name=text)
         accepted = f"ENTITY/PROJECT/ID, as W&B's page of the sweep says, or {LOCAL}…"
         raise ConfigError([Problem(key="--id", received=shown(text), accepted=accepted)])
@@ -61,12 +64,16 @@ class Trial:
         trial: W&B's id of the run.
         parameters: What the sweep has chosen, by setting.
         stopped: Whether W&B has ended it before its time: it is not gone on with.
+        refused: Whether its configuration was refused before any attempt: nor is this one.
+        begun: Whether an agent has begun it, and has not seen it end by itself: it may yet have had restarts to come.
     """
 
     sweep: str
     trial: str
     parameters: Mapping[str, Any]
     stopped: bool = False
+    refused: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +97,7 @@ class SweepFolder:
         """Write what agents read, unless it is there.
 
         Raises:
-            ConfigError: If the folder is another sweep's, or cannot be written.
+            ConfigError: If the folder is another sweep's, or has another configuration, or cannot be written.
         """
         facts = self.path / "sweep.json"
         text = json.dumps({"id": str(self.id), "file": sweep and dict(sweep.document)}, indent=2) + "\n"
@@ -104,9 +111,27 @@ class SweepFolder:
         except OSError as error:
             accepted = f"a folder in which {self.path} can be written ({error.strerror})"
             raise ConfigError([Problem(key="runs_dir", received=str(self.runs_dir), accepted=accepted)]) from None
+        if self.base_file.exists() and known == str(self.id):
+            self._check_base(config)
         if known != str(self.id):
             accepted = f"another runs_dir: {self.path} is that of {known}"
             raise ConfigError([Problem(key="runs_dir", received=str(self.runs_dir), accepted=accepted)])
+
+    def _check_base(self, config: Config) -> None:
+        """See that settings which are not part of the sweep's id, such as devices, are not passed over without a word.
+
+        Raises:
+            ConfigError: If one differs from what trials read.
+        """
+        kept, given = leaves(load_config([str(self.base_file)]).config), leaves(config)
+        accepted = f"as in {self.base_file}, which all trials read: effnet sweep --id {self.id} goes on with it"
+        problems = [
+            Problem(key=key, received=shown(value), accepted=f"{shown(kept[key])}, {accepted}")
+            for key, value in given.items()
+            if value != kept[key]
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def sweep(self) -> Sweep | None:
         """The sweep file as it was registered; None if it was registered elsewhere."""
@@ -155,11 +180,12 @@ def write_trial(run: RunDirectory, trial: Trial) -> None:
 def is_unfinished(run: RunDirectory, trial: Trial) -> bool:
     """Whether a trial was cut off: it has checkpointed after a signal, or ended with its agent, without a word."""
     past = run.outcomes()
-    if trial.stopped:
+    if trial.stopped or trial.refused:
         return False
     if not past or past[-1]["attempt"] < run.attempts - 1:
         return True
-    return exit_class(past[-1]["exit_code"]) == "interrupted"
+    ended = exit_class(past[-1]["exit_code"])
+    return ended == "interrupted" or (trial.begun and ended == "retry")
 
 
 def find_folder(sweep_id: SweepId, runs_dir: Path) -> SweepFolder | None:

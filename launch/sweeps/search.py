@@ -1,13 +1,12 @@
 """Grid and random search without a server: which parameters the n-th trial of a sweep has, a pure function."""
 
-import itertools
 import math
 import random
 from collections.abc import Mapping
 from typing import Any
 
 from configs.problems import ConfigError, Problem, shown
-from configs.sweep_file import Sweep, choices, distribution
+from configs.sweep_file import Sweep, choices, distribution, number_of
 
 
 def number_of_trials(sweep: Sweep) -> int:
@@ -25,7 +24,7 @@ def number_of_trials(sweep: Sweep) -> int:
             accepted = "a whole number: how many trials there are in all, for a random search without a server"
             raise ConfigError([Problem(key="run_cap", received="nothing", accepted=accepted)])
         return sweep.run_cap
-    count = math.prod(len(choices(spec) or ()) for spec in sweep.parameters.values())
+    count = math.prod(number_of(choices(spec) or ()) for spec in sweep.parameters.values())
     return min(count, sweep.run_cap or count)
 
 
@@ -38,9 +37,12 @@ def parameters_of(sweep: Sweep, index: int, *, seed: str) -> dict[str, Any]:
         seed: Of a random search.
     """
     if sweep.method == "grid":
-        lists = {key: choices(spec) or [] for key, spec in sweep.parameters.items()}
-        combination = next(itertools.islice(itertools.product(*lists.values()), index, None))
-        return dict(zip(lists, combination, strict=True))
+        found = {}
+        for key, spec in reversed(list(sweep.parameters.items())):  # the last one changes first
+            values = choices(spec) or ()
+            index, place = divmod(index, number_of(values))
+            found[key] = values[place]
+        return {key: found[key] for key in sweep.parameters}
     # By the trial's own seed, so that agents need not agree on a state. Text, because hash() differs between processes.
     generator = random.Random(f"{seed}:{index}")
     return {key: _drawn(spec, generator) for key, spec in sweep.parameters.items()}

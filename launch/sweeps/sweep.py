@@ -13,7 +13,7 @@ from pathlib import Path
 from configs.changes import identity
 from configs.load import load_config
 from configs.problems import ConfigError, Problem
-from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
 from configs.schema import Config
 from configs.sweep_file import Sweep, load_sweep
 from launch.devices import resolve_devices
@@ -80,7 +80,7 @@ def new(
         ConfigError: For any mistake in either file, before anything is registered or written.
     """
     sweep, resolved = load_sweep(sweep_file, files, overrides)
-    config = resolved.config
+    config = with_absolute_resume(resolved.config, Path.cwd())
     runs_dir = Path(config.runs_dir).expanduser()
     _check_place(config, slurm=slurm)
     local = config.tracking.mode != "online"
@@ -123,9 +123,12 @@ def join(
         ConfigError: If its configuration is not known, or is given though it is.
     """
     sweep_id = SweepId.parse(name)
-    given = load_config(files, overrides).config if files else None
+    given = with_absolute_resume(load_config(files, overrides).config, Path.cwd()) if files else None
     root = Path(runs_dir or (given.runs_dir if given else "runs")).expanduser()
     folder = find_folder(sweep_id, root)
+    if folder is None and sweep_id.project is None:
+        accepted = f"a sweep in {root} (or --runs-dir): one without a server is its folder, sweep-{sweep_id.name}"
+        raise ConfigError([Problem(key="--id", received=name, accepted=accepted)])
     if folder is None and given is None:
         accepted = f"the configuration of its trials: {root / f'sweep-{sweep_id.name}'} is not here (or --runs-dir)"
         raise ConfigError([Problem(key="--config", received="nothing", accepted=accepted)])
@@ -153,7 +156,9 @@ def _work(folder: SweepFolder, options: Options) -> int:
     )
     if folder.id.project is None:
         sweep = folder.sweep()
-        assert sweep is not None
+        if sweep is None:
+            accepted = f"a sweep whose file is in {folder.path / 'sweep.json'}"
+            raise ConfigError([Problem(key="--id", received=str(folder.id), accepted=accepted)])
         return agent.work(LocalSearch(sweep, folder))
     with WandbSource(folder) as source:
         return agent.work(source)

@@ -1,6 +1,8 @@
 """What a run will need of each node: room for checkpoints, shared memory, images a second."""
 
+import contextlib
 import csv
+import math
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from trainer.network import build_network, image_size
 
 BYTES_PER_PARAMETER = 16
 """Of a checkpoint: weights, their average, and at most two states of the optimizer, in fp32."""
+MEASURED = "measured in this run before"
 SLOTS_IN_USE = 2
 """Batches of a worker that the training process looks at, beside those that wait."""
 PUBLISHED = {
@@ -28,10 +31,12 @@ def checkpoint_bytes(config: Config) -> int:
     return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in network.parameters())
 
 
-def room_bytes(config: Config) -> int:
-    """What checkpoints take at most: those kept, and the one that is written."""
-    keep = config.checkpoint
-    return (keep.keep_last + (keep.keep_best or 0) + 1) * checkpoint_bytes(config)
+def room_bytes(config: Config, folder: Path) -> int:
+    """What checkpoints still take at most: those kept, less those that a folder holds, and the one that is written."""
+    keep, size = config.checkpoint, checkpoint_bytes(config)
+    # A run that goes on has filled the disk itself; the next checkpoint is written before another goes.
+    there = sum(1 for each in folder.glob("step-*") if each.name.removeprefix("step-").isdecimal())
+    return (max(keep.keep_last + (keep.keep_best or 0) - there, 0) + 1) * size
 
 
 def shared_memory_bytes(config: Config, devices: int) -> int:
@@ -56,7 +61,7 @@ def images_per_second(
         return config.doctor.images_per_s_per_device, "doctor.images_per_s_per_device"
     measured = _measured(metrics_file)
     if measured is not None:
-        return measured / world_size, "measured in this run before"
+        return measured / world_size, MEASURED
     if gpu is None or config.width_and_depth is not None:
         return None
     name, size = config.model.name.removeprefix("tf_").partition(".")[0], image_size(config)
@@ -70,10 +75,10 @@ def _measured(metrics_file: Path) -> float | None:
     """Images per second over all devices, as the run last logged it."""
     if not metrics_file.is_file():
         return None
-    with metrics_file.open(encoding="utf-8", newline="") as file:
-        rates = [
-            row["throughput/images_per_second"]
-            for row in csv.DictReader(file)
-            if row.get("throughput/images_per_second")
-        ]
-    return float(rates[-1]) if rates else None
+    found = None
+    with metrics_file.open(encoding="utf-8", newline="", errors="replace") as file, contextlib.suppress(csv.Error):
+        for row in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError):  # no value, or a line that kill -9 has cut
+                rate = float(row.get("throughput/images_per_second") or "")
+                found = rate if 0 < rate < math.inf else found
+    return found

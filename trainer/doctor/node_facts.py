@@ -1,10 +1,13 @@
 """What a node says of itself before it trains, without asking the others: versions, devices, limits, disks, shards."""
 
+import contextlib
+import errno
 import os
 import platform
 import resource
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from importlib import metadata
@@ -19,7 +22,7 @@ from configs.schema import Config
 from datamodules.inspecting.read_rate import read_rate
 from datamodules.storage.locations import is_remote
 from trainer.doctor.gpu_facts import gpu_facts
-from trainer.doctor.needs import images_per_second, room_bytes, shared_memory_bytes
+from trainer.doctor.needs import MEASURED, images_per_second, room_bytes, shared_memory_bytes
 from trainer.processes import Processes
 
 WRITTEN_BYTES = 16 << 20
@@ -51,6 +54,7 @@ def node_facts(config: Config | None, run: RunDirectory | None, processes: Proce
             "timm": metadata.version("timm"),
         },
         "backend": "nccl" if cuda else "gloo",
+        "devices": torch.cuda.device_count() if cuda else 0,
         "gpus": hardware["gpus"] if config is None or config.trainer.accelerator != "cpu" else [],
         "nvlink": hardware["nvlink"],
         "infiniband": INFINIBAND.is_dir() and any(INFINIBAND.iterdir()),
@@ -80,10 +84,11 @@ def _of_run(config: Config, run: RunDirectory, processes: Processes, gpus: list[
         "cache": _disk(Path(data.cache_dir).expanduser(), write=True) if remote else None,
         "shards": _shards(config, processes),
         "needs": {
-            "room": room_bytes(config),
+            "room": room_bytes(config, run.checkpoints),
             "shm": shared_memory_bytes(config, devices),
             "images_per_s": None if speed is None else speed[0] * devices,
             "rests_on": None if speed is None else speed[1],
+            "has_run": speed is not None and speed[1] == MEASURED,
         },
     }
 
@@ -96,8 +101,8 @@ def _limit(number: int) -> int | None:
 
 def _disk(place: Path, *, write: bool) -> Facts:
     """Free bytes where a folder is or will be, and how fast a file there is written and forced to disk."""
-    existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
     try:
+        existing = _existing(place)
         free = shutil.disk_usage(existing).free
         facts: Facts = {"path": str(place), "free": free}
         if write and free > 2 * WRITTEN_BYTES:
@@ -108,6 +113,20 @@ def _disk(place: Path, *, write: bool) -> Facts:
     except OSError as error:
         return {"path": str(place), "error": error.strerror or str(error)}
     return facts
+
+
+def _existing(place: Path) -> Path:
+    """The folder, or the nearest above it.
+
+    Raises:
+        OSError: If it could not be made there.
+    """
+    for path in (place, *place.absolute().parents):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file")
+            return path
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _write_rate(folder: Path) -> float:

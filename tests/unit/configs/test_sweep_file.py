@@ -110,3 +110,25 @@ def test_parameters_keep_their_types_as_overrides() -> None:
     assert (config.optimizer.lr, config.model.name, config.seed) == (1e-5, "efficientnet_b1", 7)
     assert (config.ema.enabled, config.data.augmentation.auto_augment) == (False, None)
     assert config.data.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("method", ["random", "grid"])
+def test_of_a_range_of_billions_the_ends_alone_are_tried(tmp_path: Path, method: str) -> None:
+    document = {"method": method, "parameters": {"seed": {"min": 0, "max": 2**31}}}
+    assert loaded(tmp_path, document).parameters["seed"]["max"] == 2**31
+    beyond = {"method": method, "parameters": {"seed": {"min": -(2**70), "max": 0}}}
+    assert problems(tmp_path, beyond).keys() == {"seed"}
+
+
+@pytest.mark.parametrize("probabilities", [[0.5], [1, -1], [0, 0], ["a", "b"], 1])
+def test_probabilities_that_cannot_be_drawn_by_are_refused(tmp_path: Path, probabilities: Any) -> None:
+    spec = {"values": [1, 2], "probabilities": probabilities}
+    found = problems(tmp_path, {"method": "random", "parameters": {"seed": spec}})
+    assert "probabilities" in found["seed"]
+
+
+@pytest.mark.parametrize("step", [0, -0.1, "a", None])
+def test_a_step_that_is_none_is_refused(tmp_path: Path, step: Any) -> None:
+    spec = {"distribution": "q_uniform", "min": 0.1, "max": 0.5, "q": step}
+    found = problems(tmp_path, {"method": "random", "parameters": {"model.drop_rate": spec}})
+    assert "q, a number" in found["model.drop_rate"]

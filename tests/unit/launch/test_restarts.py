@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from configs.rank_records import HANG
 from configs.run import PEER_LOST
 from launch.restarts import LONGEST_BACKOFF_S, Restarts, failed_alike
 
@@ -55,3 +58,20 @@ def test_what_lies_outside_of_the_run_may_come_again() -> None:
         assert failed_alike([outside], [outside]) is None
         # What it causes on another rank may come again too.
         assert failed_alike([outside, error(0)], [outside, error(0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (HANG, "no answer within doctor.timeout_s = 300 s: rank 8 (node 1): never began"),
+        (HANG, "no micro-batch for 600 s"),
+        ("OSError", "OSError: [Errno 28] No space left on device: 'runs/a/environment.json'"),
+        ("OSError", "OSError: [Errno 30] Read-only file system"),
+        ("ConnectionRefusedError", "ConnectionRefusedError: [Errno 111] Connection refused"),
+    ],
+)
+def test_what_waits_for_a_node_a_disk_or_a_server_may_come_again(kind: str, reason: str) -> None:
+    outside = error(0, error=kind, reason=reason, step=None)
+    assert failed_alike([outside], [outside]) is None
+    missing = error(0, error="FileNotFoundError", reason="FileNotFoundError: [Errno 2] No such file", step=None)
+    assert failed_alike([missing], [missing]) == missing

@@ -85,6 +85,23 @@ def test_a_folder_is_one_sweeps(folder: SweepFolder) -> None:
         replace(folder, id=SweepId(name="local-1", entity="team", project="toys")).create(None, config())
 
 
+def test_settings_that_trials_would_not_read_are_refused(folder: SweepFolder) -> None:
+    """Devices and the like are no part of an experiment, so that the sweep is the same: trials have the first ones."""
+    folder.create(None, config())
+    with pytest.raises(ConfigError, match=r"checkpoint\.every_n_steps") as error:
+        folder.create(None, config("checkpoint.every_n_steps=7"))
+    assert len(error.value.problems) == 1
+
+
+def test_a_checkpoint_to_begin_from_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_work", lambda *_: EXIT_DONE)
+    monkeypatch.chdir(tmp_path)
+    overrides = ["resume=old/step-1", "trainer.accelerator=cpu", "runs_dir=runs"]
+    sweep.new("configs/sweep/digits_lr.yaml", DIGITS, overrides, replace(OPTIONS, agents=1), slurm=False, dry_run=False)
+    (base,) = tmp_path.glob("runs/*/base.yaml")
+    assert load_config([str(base)]).config.resume.checkpoint == str(tmp_path / "old" / "step-1")
+
+
 def test_one_agent_has_a_trial(folder: SweepFolder) -> None:
     with folder.claimed("a") as first, folder.claimed("a") as second, folder.claimed("b") as other:
         assert first is not None

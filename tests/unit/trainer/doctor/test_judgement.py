@@ -236,3 +236,22 @@ def test_gpus_are_those_that_ranks_see() -> None:
     assert [gpu["index"] for gpu in visible(gpus, "GPU-a")] == ["0"]
     assert visible(gpus, "") == []
     assert parse("No devices were found\n") == []
+
+
+def test_a_run_that_has_trained_so_fast_from_its_caches_is_not_ended() -> None:
+    nodes = three()
+    for node in nodes:
+        node["needs"]["has_run"] = True
+    nodes[1]["shards"]["bytes_per_s"] = 1e6
+
+    assert bad(judged(nodes)) == [("warn", "shard reading", "b")]
+
+
+def test_gpus_that_torch_alone_sees_are_there() -> None:
+    """nvidia-smi is missing in images without the capability utility, and lists no parts of a GPU."""
+    nodes = three()
+    for node in nodes:
+        node |= {"gpus": [], "devices": 2}
+    nodes[2]["devices"] = 1
+
+    assert bad(judged(nodes)) == [("fail", "GPUs", "c")]
