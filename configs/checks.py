@@ -12,6 +12,10 @@ Check = Callable[[Config], Iterator[Problem]]
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|SIGNATURE", re.IGNORECASE)
 """Part of the name of a variable that holds a secret."""
+URL_SECRET = re.compile(
+    r"://[^/@]*@|[?&](sig|[^=&]*(key|token|secret|passw|credential|signature)[^=&]*)=", re.IGNORECASE
+)
+"""Part of a URL that holds a secret: a name and password before the host, or a signature or token in the query."""
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 OWN_OPTIONS = (
     "account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "export", "job-name", "nodes",
@@ -86,6 +90,19 @@ def _batches(config: Config) -> Iterator[Problem]:
     if micro % 2 and (config.loss.mixup_alpha or config.loss.cutmix_alpha):
         accepted = "an even number: Mixup and CutMix mix pairs"
         yield _problem(config, "data.micro_batch_size", accepted, "loss.mixup_alpha", "loss.cutmix_alpha")
+
+
+def _addresses(config: Config) -> Iterator[Problem]:
+    for key in ("train_shards", "val_shards"):
+        shards = getattr(config.data, key)
+        for text in (shards,) if isinstance(shards, str) else shards:
+            if URL_SECRET.search(text):
+                masked = re.sub(r"://[^/@]*@", "://…@", text).partition("?")[0]
+                accepted = (
+                    "URLs without passwords, tokens and signatures: this is kept on disk, and a store's library finds "
+                    "them in the environment (AWS_…, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) or its own files"
+                )
+                yield Problem(key=f"data.{key}", received=shown(masked), accepted=accepted)
 
 
 def _images(config: Config) -> Iterator[Problem]:
@@ -401,6 +418,7 @@ def _all_but_progressive(config: Config) -> Iterator[Problem]:
 CHECKS: tuple[Check, ...] = (
     _batches,
     _faults,
+    _addresses,
     _images,
     _decoder,
     _model,

@@ -343,6 +343,28 @@ def test_a_combination_that_cannot_work_is_refused(overrides: tuple[str, ...], k
 
 
 @pytest.mark.parametrize(
+    ("shards", "shown"),
+    [
+        ("https://me:hidden@host/{0..9}.tar", "https://…@host/{0..9}.tar"),
+        ("https://hidden@host/0.tar", "https://…@host/0.tar"),
+        ("https://host/0.tar?X-Amz-Signature=hidden&a=b", "https://host/0.tar"),
+        ("here/0.tar::https://host/0.tar?a=b&token=hidden", "here/0.tar::https://host/0.tar"),
+        ("https://host/0.tar?sig=hidden", "https://host/0.tar"),
+    ],
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(shards: str, shown: str) -> None:
+    (problem,) = problems_of(f"data.val_shards=['{shards}', 'other.tar']").values()
+
+    assert (problem.key, problem.received) == ("data.val_shards", f'"{shown}"')
+    assert "hidden" not in str(problem)
+
+
+def test_urls_and_patterns_without_secrets_are_accepted() -> None:
+    assert not cross_problems(config_of("data.train_shards='https://host/a@b/{00..10}.tar::s3://keys/token-?.tar'"))
+    assert not cross_problems(config_of("data.train_shards='https://host/0.tar?version=3'"))
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         (),
