@@ -1,8 +1,9 @@
 """Data that tests share: small shards of real image files, made by the project's own writer."""
 
 import io
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,29 @@ from PIL import Image as PilImage
 from datamodules.making.shards import Image, write_split
 
 NUM_CLASSES = 4
+ROOT = Path(__file__).parents[1]
 # The same examples everywhere, and no wall time that a busy machine could miss.
 settings.register_profile("effnet", deadline=None, database=None, derandomize=True)
 settings.load_profile("effnet")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Two modules at a time (`pytest -n 2 --dist loadgroup`): each stays whole, and one has the machine's clusters."""
-    for item in items:
-        uses_clusters = not vars(item.module).keys().isdisjoint({"hosts", "slurm_cluster"})
-        item.add_marker(pytest.mark.xdist_group("clusters" if uses_clusters else item.module.__name__))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `pytest -n 2`, two modules at a time: each stays whole, and one of them has the machine's clusters."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Modules(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return module_or_clusters(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False  # long ones come first as they are
+    return Modules(config, log)
+
+
+@cache
+def module_or_clusters(file: str) -> str:
+    uses_clusters = re.search(r"tests\.clusters\.\w+ import .*\b(hosts|slurm_cluster)\b", (ROOT / file).read_text())
+    return "clusters" if uses_clusters else file
 
 
 def picture(number: int, size: int = 24, mode: str = "RGB", file_format: str = "PNG") -> bytes:
