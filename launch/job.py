@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from configs.checks import SECRET_NAME
+from configs.checks.launch import SECRET_NAME
 from configs.problems import ConfigError, Problem, shown
 from configs.run import PREFLIGHT, RunDirectory
 from configs.schema import Config

@@ -1,10 +1,10 @@
-"""Every setting of a run: its type, meaning, unit and default. Checked one by one here, together in checks.py."""
+"""Every setting of a run: its type, meaning, unit and default. Checked one by one here, together in configs/checks."""
 
-from configs.schema.base import NonNegativeInt, RunId, Section
 from configs.schema.data import Augmentation, Data
 from configs.schema.launch import Hardware, Kubernetes, Launch, Slurm, Ssh, Volume
 from configs.schema.model import Model, Stage
 from configs.schema.operation import Checkpoint, Doctor, Fault, Resume, Tracking
+from configs.schema.section import NonNegativeInt, RunId, Section
 from configs.schema.training import Deepspeed, Distillation, Ema, Loss, Optimizer, Progressive, Scheduler, Trainer
 
 __all__ = [

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.schema.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from configs.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 

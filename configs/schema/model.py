@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.schema.base import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from configs.schema.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class Stage(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.schema.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, ValidationMetric
+from configs.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, ValidationMetric
 
 
 class Resume(Section):

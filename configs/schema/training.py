@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.schema.base import (
+from configs.schema.section import (
     AugmentationPolicy,
     Fraction,
     NonNegativeFloat,

@@ -1,0 +1,103 @@
+"""Settings of the data that are valid alone and not together."""
+
+import re
+from collections.abc import Iterator
+
+from configs.checks.problem import problem_with
+from configs.problems import Problem, shown
+from configs.schema import Augmentation, Config
+
+URL_SECRET = re.compile(
+    r"://[^/@]*@|[?&](sig|[^=&]*(key|token|secret|passw|credential|signature)[^=&]*)=", re.IGNORECASE
+)
+"""Part of a URL that holds a secret: a name and password before the host, or a signature or token in the query."""
+
+
+def batch_problems(config: Config) -> Iterator[Problem]:
+    """Batches that cannot be dealt out."""
+    data, trainer = config.data, config.trainer
+    size, micro = data.global_batch_size, data.micro_batch_size
+    if size % micro:
+        accepted = f"a multiple of data.micro_batch_size = {micro}"
+        yield problem_with(config, "data.global_batch_size", accepted, "data.micro_batch_size")
+    elif isinstance(trainer.devices, int) and (size // micro) % (trainer.devices * trainer.num_nodes):
+        yield problem_with(
+            config,
+            "data.global_batch_size",
+            f"a multiple of micro_batch_size x devices x num_nodes = {micro} x {trainer.devices} x "
+            f"{trainer.num_nodes} = {micro * trainer.devices * trainer.num_nodes}",
+            "data.micro_batch_size",
+            "trainer.devices",
+            "trainer.num_nodes",
+        )
+    if size % data.num_lanes:
+        accepted = f"a divisor of data.global_batch_size = {size}"
+        yield problem_with(config, "data.num_lanes", accepted, "data.global_batch_size")
+    if micro % 2 and (config.loss.mixup_alpha or config.loss.cutmix_alpha):
+        accepted = "an even number: Mixup and CutMix mix pairs"
+        yield problem_with(config, "data.micro_batch_size", accepted, "loss.mixup_alpha", "loss.cutmix_alpha")
+
+
+def address_problems(config: Config) -> Iterator[Problem]:
+    """Secrets in the URLs of shards."""
+    for key in ("train_shards", "val_shards"):
+        shards = getattr(config.data, key)
+        for text in (shards,) if isinstance(shards, str) else shards:
+            if URL_SECRET.search(text):
+                masked = re.sub(r"://[^/@]*@", "://…@", text).partition("?")[0]
+                accepted = (
+                    "URLs without passwords, tokens and signatures: this is kept on disk, and a store's library finds "
+                    "them in the environment (AWS_…, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) or its own files"
+                )
+                yield Problem(key=f"data.{key}", received=shown(masked), accepted=accepted)
+
+
+def image_problems(config: Config) -> Iterator[Problem]:
+    """Channels, augmentation and how images are cut."""
+    augmentation, in_chans = config.data.augmentation, config.model.in_chans
+    for key in ("mean", "std"):
+        values = getattr(config.data, key)
+        if values is not None and len(values) != in_chans:
+            yield problem_with(config, f"data.{key}", f"model.in_chans = {in_chans} values", "model.in_chans")
+    for key in ("scale", "ratio"):
+        low, high = getattr(augmentation, key)
+        if low > high:
+            yield problem_with(config, f"data.augmentation.{key}", "a lower and an upper bound, in that order")
+    prob = "data.augmentation.random_erasing_prob"
+    for name in ("random_erasing_mode", "random_erasing_count"):
+        default = Augmentation.model_fields[name].default
+        if not augmentation.random_erasing_prob and getattr(augmentation, name) != default:
+            accepted = f"its default, {shown(default)}: with probability 0 nothing is erased"
+            yield problem_with(config, f"data.augmentation.{name}", accepted, prob)
+    for name, off in (
+        ("rotation", "0"),
+        ("auto_augment", "null"),
+        ("color_jitter", "null"),
+        ("random_erasing_prob", "0"),
+    ):
+        if not augmentation.enabled and getattr(augmentation, name):
+            accepted = f"{off} beside data.augmentation.enabled = false"
+            yield problem_with(config, f"data.augmentation.{name}", accepted, "data.augmentation.enabled")
+    if in_chans != 3 and augmentation.auto_augment:
+        accepted = "null: the policies work on RGB images"
+        yield problem_with(config, "data.augmentation.auto_augment", accepted, "model.in_chans")
+    if augmentation.color_jitter is not None and "3a" not in (augmentation.auto_augment or "3a"):
+        accepted = f"null: timm leaves it out beside auto_augment = {augmentation.auto_augment}"
+        yield problem_with(config, "data.augmentation.color_jitter", accepted, "data.augmentation.auto_augment")
+
+
+def decoder_problems(config: Config) -> Iterator[Problem]:
+    """What the GPU does not decode."""
+    if config.data.decoder == "cpu":
+        return
+    decoder = "data.decoder"
+    if config.trainer.accelerator == "cpu":
+        accepted = "cpu beside trainer.accelerator = cpu"
+        yield problem_with(config, decoder, accepted, "trainer.accelerator")
+    if config.model.in_chans != 3:
+        accepted = f"cpu beside model.in_chans = {config.model.in_chans}: the GPU decodes RGB alone"
+        yield problem_with(config, decoder, accepted, "model.in_chans")
+    for name in ("rotation", "auto_augment", "color_jitter"):
+        if getattr(config.data.augmentation, name):
+            accepted = f"cpu beside data.augmentation.{name}, which works on the CPU's pixels"
+            yield problem_with(config, decoder, accepted, f"data.augmentation.{name}")
