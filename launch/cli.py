@@ -147,17 +147,18 @@ def _options(**values: Path | float | None) -> list[str]:
 
 
 def main() -> None:
-    """Run a command; a mistake of the user's is one message and exit code 93, a disk that is full one and 1."""
+    """Run a command; a mistake of the user's is one message and exit code 93; a full disk, a server away one and 1."""
     try:
         app(prog_name="effnet")
     except Exception as error:
-        from configs.problems import ConfigError, DataError
+        from configs.problems import ConfigError, DataError, UnreachableError
         from configs.run import EXIT_DO_NOT_RETRY, EXIT_RETRY
         from launch.disk import fault_of_disk
         from launch.lock import RunInProgressError
 
         fault = fault_of_disk(error)
-        if fault is None and not isinstance(error, (ConfigError, DataError, RunInProgressError)):
+        known = (ConfigError, DataError, UnreachableError, RunInProgressError)
+        if fault is None and not isinstance(error, known):
             raise
         typer.secho(f"error: {fault or error}", fg="red", err=True)
         sys.exit(EXIT_DO_NOT_RETRY if isinstance(error, (ConfigError, DataError)) else EXIT_RETRY)

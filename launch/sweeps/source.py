@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from configs.lifeline import end_with_parent
-from configs.problems import ConfigError, Problem, shown
+from configs.problems import ConfigError, Problem, UnreachableError, shown
 from configs.sweep_file import Sweep, refused_parameters
 from launch.sweeps.folder import NAME, SweepFolder, SweepId, Trial
 from launch.sweeps.search import number_of_trials, parameters_of
@@ -82,7 +82,8 @@ class WandbSource:
         """What W&B hands out.
 
         Raises:
-            ConfigError: If it does not answer, knows no such sweep, or hands out what is no trial.
+            ConfigError: If it says no, knows no such sweep, or hands out what is no trial.
+            UnreachableError: If W&B's agent ends without a word.
         """
         self._speaker = speaker = self._begin()
         assert speaker.stdin is not None
@@ -98,7 +99,7 @@ class WandbSource:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             if speaker.wait(TIMEOUT_S):
-                raise _no_answer(f"its agent ended with status {speaker.returncode}, see {self._log}")
+                raise UnreachableError(f"W&B's agent ended with status {speaker.returncode}, see {self._log}")
 
     def wants_to_stop(self) -> bool:
         """Whether W&B has said so since the last look. Its errors are for when the trial has ended."""

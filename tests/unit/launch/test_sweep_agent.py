@@ -15,8 +15,9 @@ from rich.console import Console
 
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED, RunDirectory
+from configs.run import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED, EXIT_RETRY, RunDirectory
 from configs.sweep_file import Sweep
+from launch import cli
 from launch.sweeps import source, sweep
 from launch.sweeps.agent import Agent
 from launch.sweeps.folder import SweepFolder, SweepId, Trial, is_unfinished, read_trial, write_trial
@@ -114,6 +115,22 @@ def test_a_word_to_stop_is_heard_though_it_comes_with_the_trial(
         assert speaker.wants_to_stop()
         assert not speaker.wants_to_stop()
         assert next(trials, None) is None
+
+
+def test_wandbs_agent_that_dies_is_no_mistake_of_the_sweep(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speaks(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+    def command(**_: object) -> None:
+        with WandbSource(folder) as trials:
+            agent(folder).work(trials)
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == EXIT_RETRY
+    assert "error: W&B's agent ended with status -9, see " in capsys.readouterr().err
 
 
 def test_a_server_that_never_answers_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
