@@ -29,6 +29,7 @@ def hosts(number: int) -> Iterator[None]:
 
 
 def _up(number: int) -> Iterator[None]:
+    _down()  # what a suite that was killed has left: hosts, some of them cut off
     up = subprocess.run([TOOL, "up", str(number)], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if up.returncode:
         _down()

@@ -32,6 +32,7 @@ def slurm_cluster(nodes: int) -> Iterator[None]:
 
 
 def _up(nodes: int) -> Iterator[None]:
+    subprocess.run([TOOL, "down"], capture_output=True, timeout=TIMEOUT_S, check=True)  # what a killed suite has left
     up = subprocess.run([TOOL, "up", str(nodes)], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if up.returncode:
         subprocess.run([TOOL, "down"], capture_output=True, timeout=TIMEOUT_S, check=False)

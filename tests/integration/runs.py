@@ -43,13 +43,19 @@ def signal_after(
     process: "subprocess.Popen[str]", run: RunDirectory, *, step: int, number: signal.Signals = signal.SIGTERM
 ) -> str:
     """Send a signal once metrics.csv has reached a step; returns the output to the end."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while last_step(run) < step:
-        assert process.poll() is None, (process.communicate()[0], logs(run))
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_step(run, step, process)
     process.send_signal(number)
     return process.communicate(timeout=TIMEOUT_S)[0]
+
+
+def wait_for_step(run: RunDirectory, step: int, *processes: "subprocess.Popen[Any]") -> None:
+    """Wait until metrics.csv has reached a step; none of the processes that train may end before."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while last_step(run) < step:
+        for process in processes:
+            assert process.poll() is None, (process.communicate()[0], logs(run))
+        assert time.monotonic() < deadline, logs(run)
+        time.sleep(0.005)
 
 
 def last_step(run: RunDirectory) -> int:

@@ -18,7 +18,18 @@ from configs.load import load_config
 from configs.run import RunDirectory, rank_errors, rank_log
 from launch.attempt import begin, end
 from tests.clusters.hosts import address, cut, heal, hosts, on_host
-from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, losses, rows, signal_after, start, train
+from tests.integration.runs import (
+    TIMEOUT_S,
+    final_state,
+    last_step,
+    logs,
+    losses,
+    rows,
+    signal_after,
+    start,
+    train,
+    wait_for_step,
+)
 from tests.integration.test_equivalence import assert_same
 
 Overrides = Callable[..., list[str]]
@@ -207,9 +218,7 @@ def test_a_killed_worker_of_the_loader_ends_the_attempt_and_loses_nothing(
 ) -> None:
     run = RunDirectory(tmp_path / "worker")
     process = start(overrides, runs_dir=tmp_path, run_id="worker")
-    while last_step(run) < 8:
-        assert process.poll() is None, logs(run)
-        time.sleep(0.005)
+    wait_for_step(run, 8, process)
     workers(process)[0].kill()
     output, _ = process.communicate(timeout=TIMEOUT_S)
 
@@ -242,9 +251,7 @@ def test_a_network_that_is_cut_ends_both_sides_and_loses_nothing(
     run.freeze(config)
     with hosts(2):
         sides = start_on_two_hosts(run)
-        while last_step(run) < 8:
-            assert all(side.poll() is None for side in sides), logs(run)
-            time.sleep(0.005)
+        wait_for_step(run, 8, *sides)
         cut(2)
         for side in sides:  # long before NCCL's or gloo's half hour
             assert side.wait(timeout=TIMEOUT_S) not in (0, 85, 93)

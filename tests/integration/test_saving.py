@@ -8,7 +8,7 @@ import pytest
 
 from configs.run import RunDirectory
 from tests.disks import small_disk
-from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, losses, start, train
+from tests.integration.runs import TIMEOUT_S, final_state, logs, losses, start, train, wait_for_step
 from tests.integration.test_equivalence import assert_same
 from trainer.checkpoint_files import verify
 
@@ -19,9 +19,7 @@ def test_a_file_named_stop_ends_a_run_with_a_checkpoint_and_only_once(toy_overri
     overrides = toy_overrides(trainer__max_epochs=30, trainer__max_steps=120)
     run = RunDirectory(tmp_path / "run")
     process = start(overrides, runs_dir=tmp_path, run_id="run")
-    while last_step(run) < 3:
-        assert process.poll() is None, logs(run)
-        time.sleep(0.01)
+    wait_for_step(run, 3, process)
     (run.path / "STOP").touch()
     output, _ = process.communicate(timeout=TIMEOUT_S)
 
