@@ -26,7 +26,8 @@ class Votes(NamedTuple):
     time: bool = False
 
 
-_VOTES = struct.Struct(f"={len(Votes._fields)}i")
+_VOTES = struct.Struct(f"={len(Votes._fields) + 1}i")
+_LONGEST_US = 2**31 - 1
 
 
 class Agreement:
@@ -49,13 +50,20 @@ class Agreement:
         self._options = distributed.AllreduceOptions()
         self._options.reduceOp = distributed.ReduceOp.MAX
         self._pending: distributed.Work | None = None
+        self.slowest_step_s = 0.0
+        """The longest of the ranks' times with the votes that were read last, in seconds to the microsecond."""
 
-    def ask(self, seen: Votes) -> Votes:
-        """Call on all ranks at the same step: what any rank had seen when this was called last."""
+    def ask(self, seen: Votes, *, step_s: float = 0.0) -> Votes:
+        """Call on all ranks at the same step: what any rank had seen when this was called last.
+
+        Args:
+            seen: This rank's part.
+            step_s: Seconds that a step takes on this rank, for ``slowest_step_s``.
+        """
         if self._group is None:
             return seen
         agreed = self._wait()
-        _VOTES.pack_into(self._bytes, 0, *seen)
+        _VOTES.pack_into(self._bytes, 0, *seen, min(int(1e6 * step_s), _LONGEST_US))
         self._pending = self._group.allreduce(self._tensors, self._options)
         return agreed
 
@@ -72,4 +80,6 @@ class Agreement:
             return Votes()
         self._pending.wait()
         self._pending = None
-        return Votes._make(map(bool, _VOTES.unpack_from(self._bytes)))
+        *votes, slowest_us = _VOTES.unpack_from(self._bytes)
+        self.slowest_step_s = slowest_us / 1e6
+        return Votes._make(map(bool, votes))

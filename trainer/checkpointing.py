@@ -14,6 +14,7 @@ from trainer.checkpoint_files import FORMAT_VERSION, KEY, step_of
 from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.module import EfficientNetModule
+from trainer.pace import Pace
 from trainer.restoring import set_loops, take_settings_over
 from trainer.resuming import START_ANEW, Start
 from trainer.saves import Saves
@@ -57,6 +58,7 @@ class Checkpointing(Callback):
         self._start = start
         self._alive = alive
         self._agreement: Agreement | None = None
+        self._pace = Pace(config.fault.check_every_n_steps)
         self._saves: Saves | None = None
         every, most = (
             None if minutes is None else 60 * minutes
@@ -112,7 +114,7 @@ class Checkpointing(Callback):
             return  # the end of training saves, and a signal changes nothing any more
         validates = (trainer.current_epoch + 1) % self._config.trainer.check_val_every_n_epoch == 0
         self._validated = not (validates and self._ends_epoch(trainer))
-        if step % self._config.fault.check_every_n_steps == 0:
+        if self._pace.asks(step):
             self._heed(trainer)
         if (self._due or self._divides(step)) and not self._ends_epoch(trainer):
             self._save(trainer)
@@ -187,14 +189,16 @@ class Checkpointing(Callback):
     def _heed(self, trainer: Trainer) -> None:
         """Do what the ranks agree on: stop with a checkpoint, give up, or remember that a save is due."""
         assert self._agreement is not None
-        agreed = self._agreement.ask(self._seen(trainer))
+        step = trainer.global_step
+        agreed = self._agreement.ask(self._seen(trainer), step_s=self._pace.step_s(step))
+        self._pace.agreed(step, slowest_step_s=self._agreement.slowest_step_s)
         self._due |= agreed.save
         if agreed.signal or agreed.stop or agreed.time:
             self._save(trainer, last=True)
             name = "a signal on another rank" if agreed.signal else STOP if agreed.stop else TIME_IS_UP
             name = self._flag.received.name if self._flag.received is not None else name
             self._triggers.stopped()
-            raise Interrupted(f"{name} at step {trainer.global_step}: checkpointed")
+            raise Interrupted(f"{name} at step {step}: checkpointed")
         if agreed.failed:
             assert self._saves is not None
             self._saves.give_up()

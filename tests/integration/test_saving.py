@@ -1,6 +1,5 @@
 """Checkpoints that are asked for from outside of training."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
