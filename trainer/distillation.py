@@ -66,8 +66,12 @@ class Distillation(nn.Module):
         return (1 - self._settings.alpha) * loss + self._settings.alpha * taught
 
 
-def build_teacher(config: Config) -> tuple[nn.Module, Statistics]:
-    """The teacher of a configuration with its weights, and the statistics by which its images are normalised.
+def build_teacher(config: Config, *, weights: bool = True) -> tuple[nn.Module, Statistics]:
+    """The teacher of a configuration, and the statistics by which its images are normalised.
+
+    Args:
+        config: Of the run.
+        weights: Read or download the teacher's; otherwise it is left as it is built.
 
     Raises:
         ConfigError: If there is no such teacher, or it is for other classes or channels.
@@ -75,10 +79,12 @@ def build_teacher(config: Config) -> tuple[nn.Module, Statistics]:
     """
     name = config.distillation.teacher
     assert name is not None
-    return _from_run(config, Path(name)) if Path(name).is_dir() else _from_timm(config, name)
+    if Path(name).is_dir():
+        return _from_run(config, Path(name), weights=weights)
+    return _from_timm(config, name, weights=weights)
 
 
-def _from_run(config: Config, path: Path) -> tuple[nn.Module, Statistics]:
+def _from_run(config: Config, path: Path, *, weights: bool) -> tuple[nn.Module, Statistics]:
     if config.distillation.checkpoint_path is not None:
         raise _refused(config, "checkpoint_path", "null beside the directory of a run, which has its weights")
     run = next((folder for folder in (path, *path.resolve().parents[:2]) if (folder / "config.yaml").is_file()), None)
@@ -91,11 +97,12 @@ def _from_run(config: Config, path: Path) -> tuple[nn.Module, Statistics]:
         if here != there:
             raise _refused(config, "teacher", f"a teacher with {section}.{key} = {here}; that one has {there}")
     teacher = build_network(theirs, restored=True)
-    _load(teacher, path, key="distillation.teacher")
+    if weights:
+        _load(teacher, path, key="distillation.teacher")
     return teacher, channel_statistics(theirs.data, theirs.model.in_chans)
 
 
-def _from_timm(config: Config, name: str) -> tuple[nn.Module, Statistics]:
+def _from_timm(config: Config, name: str, *, weights: bool) -> tuple[nn.Module, Statistics]:
     family, dot, _ = name.partition(".")
     known = timm.list_pretrained(f"{family}.*") if dot else timm.list_models()
     if name not in known:
@@ -111,8 +118,8 @@ def _from_timm(config: Config, name: str) -> tuple[nn.Module, Statistics]:
         raise _refused(config, "teacher", accepted)
     if config.model.in_chans != 3:
         raise _refused(config, "teacher", "the directory of a run: timm's models are described for RGB images alone")
-    teacher: nn.Module = timm.create_model(name, pretrained=file is None, **arguments)
-    if file is not None:
+    teacher: nn.Module = timm.create_model(name, pretrained=weights and file is None, **arguments)
+    if weights and file is not None:
         _load(teacher, Path(file), key="distillation.checkpoint_path")
     return teacher, (tuple(teacher.pretrained_cfg["mean"]), tuple(teacher.pretrained_cfg["std"]))  # type: ignore[index]
 

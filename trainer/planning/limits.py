@@ -1,6 +1,7 @@
-"""What a run will wait for: images a second that device, network, storage and CPUs each allow, and the time in all."""
+"""What training will wait for: images a second that device, network, storage and CPUs each allow."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,8 @@ Limit = Literal["device", "network", "storage", "cpus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duration:
-    """How fast a run goes and how long it takes.
+class Speed:
+    """How fast a stage of training goes.
 
     Attributes:
         limits: Images a second of the whole run that each part allows by itself; only parts that are described.
@@ -25,9 +26,6 @@ class Duration:
         storage_bytes_per_s: What each node must read for that.
         images_per_device_s: What the loaders of each device must deliver for that.
         cores_per_device: Cores that this takes on decoding, at `launch.hardware.images_per_core_s`; None with nvjpeg.
-        training_hours: Of all steps.
-        validation_hours: Of all validations, raw and averaged weights; 0 where the number of samples is not known.
-        device_hours: Of all devices, training and validation.
     """
 
     limits: dict[Limit, float]
@@ -38,24 +36,17 @@ class Duration:
     storage_bytes_per_s: float
     images_per_device_s: float
     cores_per_device: float | None
-    training_hours: float
-    validation_hours: float
-    device_hours: float
 
 
-def plan_duration(
-    config: Config, device: DeviceTime, traffic: Traffic, samples: Samples, *, world_size: int, steps: int, epochs: int
-) -> Duration:
-    """Speed and time, from what each part takes.
+def plan_speed(config: Config, device: DeviceTime, traffic: Traffic, samples: Samples, *, world_size: int) -> Speed:
+    """Speed, from what each part takes.
 
     Args:
         config: Of the run.
         device: Time of a device by itself.
         traffic: Between devices.
-        samples: How many there are, and their size.
+        samples: Their size.
         world_size: Devices in all.
-        steps: Optimizer steps of the run.
-        epochs: Epochs of the run, the last one perhaps in part.
     """
     batch, hardware = config.data.global_batch_size, config.launch.hardware
     accumulate = batch // config.data.micro_batch_size // world_size
@@ -66,23 +57,11 @@ def plan_duration(
     limits: dict[Limit, float] = {"device": batch / working_s}
     if traffic.seconds:
         limits["network"] = batch / traffic.seconds
-    if hardware.storage_gb_per_s is not None:
-        limits["storage"] = config.trainer.num_nodes * hardware.storage_gb_per_s * 1e9 / samples.bytes_each
-    if config.data.decoder == "cpu":
-        limits["cpus"] = world_size * loading_cores(config, world_size) * hardware.images_per_core_s
-    step_s = working_s + waiting_s
-    # Loaders that work beside the device hide what they take; in its process, or on its core, they do not.
-    shares_cores = config.trainer.accelerator == "cpu" or config.data.num_workers == 0
-    loading_s = batch / limits["cpus"] if "cpus" in limits else 0.0
-    step_s = step_s + loading_s if shares_cores else max(step_s, loading_s)
-    step_s = max(step_s, batch / limits.get("storage", math.inf))
+    limits |= data_limits(config, samples, world_size=world_size)
+    step_s = with_loading(config, working_s + waiting_s, batch, limits)
     speed = batch / step_s
     bottleneck = min(limits, key=lambda part: limits[part])
-    validated = (
-        samples.validation * (2 if config.ema.enabled else 1) * (epochs // config.trainer.check_val_every_n_epoch)
-    )
-    validation_s = validated * device.micro_batch_s * device.forward_share / config.data.micro_batch_size / world_size
-    return Duration(
+    return Speed(
         limits=limits,
         bottleneck=bottleneck,
         advice=_advice(bottleneck, config, device),
@@ -91,10 +70,28 @@ def plan_duration(
         storage_bytes_per_s=speed * samples.bytes_each / config.trainer.num_nodes,
         images_per_device_s=speed / world_size,
         cores_per_device=speed / world_size / hardware.images_per_core_s if config.data.decoder == "cpu" else None,
-        training_hours=steps * step_s / 3600,
-        validation_hours=validation_s / 3600,
-        device_hours=world_size * (steps * step_s + validation_s) / 3600,
     )
+
+
+def data_limits(config: Config, samples: Samples, *, world_size: int) -> dict[Limit, float]:
+    """Images a second of the whole run that storage and CPUs allow, where they limit it and are described."""
+    hardware, limits = config.launch.hardware, dict[Limit, float]()
+    if hardware.storage_gb_per_s is not None:
+        limits["storage"] = config.trainer.num_nodes * hardware.storage_gb_per_s * 1e9 / samples.bytes_each
+    if config.data.decoder == "cpu":
+        limits["cpus"] = world_size * loading_cores(config, world_size) * hardware.images_per_core_s
+    return limits
+
+
+def with_loading(config: Config, working_s: float, images: float, limits: Mapping[Limit, float]) -> float:
+    """Seconds for ``images`` of the whole run, on which devices work that long once these are there.
+
+    Loaders that work beside the device hide what they take; in its process, or on its core, they do not.
+    """
+    shares_cores = config.trainer.accelerator == "cpu" or config.data.num_workers == 0
+    loading_s = images / limits.get("cpus", math.inf)
+    loaded_s = working_s + loading_s if shares_cores else max(working_s, loading_s)
+    return max(loaded_s, images / limits.get("storage", math.inf))
 
 
 def loading_cores(config: Config, world_size: int) -> float:
@@ -115,6 +112,8 @@ def _advice(bottleneck: Limit, config: Config, device: DeviceTime) -> str:
         return "reading shards; copy them to local disks, or have smaller images in them (effnet shards build --resize)"
     if bottleneck == "network":
         return "sending gradients; a larger data.global_batch_size by accumulation, a faster link, or fewer nodes"
+    if device.teacher_s > device.micro_batch_s / 2:
+        return "the teacher's forward pass; a smaller distillation.teacher, or more devices"
     if device.bound_by == "starting operations":
         return "its host, which starts operations one by one; a larger data.micro_batch_size"
     mixed = ", or mixed precision" if config.trainer.precision == "32-true" else ""

@@ -1,13 +1,15 @@
 """What a training needs of a device's memory, by part and by micro-batch, and the size of its checkpoints."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from torch import nn
+import torch
 
 from configs.schema import Config
-from trainer.planning.step import FakeTraining, Pass, Update
+from trainer.planning.step import FakeTraining
+from trainer.planning.work import Evaluation, Pass, Update
 
 FP32: Final = 4
 ZERO_BUCKET: Final = 200_000_000
@@ -30,12 +32,14 @@ class Memory:
         optimizer: What the optimizer keeps; under DeepSpeed the fp32 master weights too.
         average: The moving average of weights and buffers, in fp32.
         communication: Buffers of DeepSpeed.
+        teacher: Weights and statistics of the teacher that is learnt from.
         activations: What forward and backward pass keep beyond all that, or the optimizer's step if that is more.
         activations_per_image: What each further image of a micro-batch adds.
-        total: The sum of all but the last.
+        evaluation: What evaluation keeps beyond all that; it takes turns with the activations.
+        total: The sum of all parts, of activations and evaluation the larger.
         totals: The same for other micro-batches, by their size.
         usable: Of the device's memory, what there is for these; None where the device is not described.
-        largest_micro_batch: Samples that fit into that; None as above.
+        largest_micro_batch: Samples that fit into that in training; None as above.
         fitting_micro_batch: The most of these that deal out the global batch; None also where none do.
     """
 
@@ -45,8 +49,10 @@ class Memory:
     optimizer: int
     average: int
     communication: int
+    teacher: int
     activations: int
     activations_per_image: int
+    evaluation: int
     total: int
     totals: dict[int, int]
     usable: int | None
@@ -54,8 +60,13 @@ class Memory:
     fitting_micro_batch: int | None
 
     @property
+    def training(self) -> int:
+        """The total without evaluation."""
+        return self.total - max(self.activations, self.evaluation) + self.activations
+
+    @property
     def fits(self) -> bool | None:
-        """Whether the configuration's micro-batch does; None where the device is not described."""
+        """Whether the configuration's micro-batch and evaluation do; None where the device is not described."""
         return None if self.usable is None else self.total <= self.usable
 
 
@@ -66,38 +77,47 @@ def gradients_stay(config: Config, world_size: int) -> bool:
 
 
 def plan_memory(
-    config: Config, training: FakeTraining, passes: tuple[Pass, Pass], update: Update, *, world_size: int
+    config: Config,
+    training: FakeTraining,
+    passes: tuple[Pass, Pass],
+    update: Update,
+    *,
+    world_size: int,
+    evaluation: Evaluation | None = None,
 ) -> Memory:
     """Memory of each device.
 
     Args:
         config: Of the run; `launch.hardware.memory_gb` says what there is.
         training: Network and optimizer.
-        passes: Of two micro-batches, the configured one first.
+        passes: Of two micro-batches, the configured one first, in the stage of training that needs the most.
         update: The optimizer's step.
         world_size: Devices in all.
+        evaluation: A batch of it; None leaves it out.
     """
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     stage, sharded = config.deepspeed.zero_stage or 0, config.trainer.strategy == "deepspeed"
     working = 2 if sharded and config.trainer.precision != "32-true" else FP32
     state = round(update.state_bytes * FP32 / working)  # DeepSpeed keeps it in fp32, beside master weights
-    buffers = _bytes_of_buffers(training.network)
+    buffers = _bytes_of(training.network.buffers())
     # Under ZeRO 3 DeepSpeed leaves up to 10^9 gathered weights in place, which is all of any EfficientNet.
     weights = working * parameters + (working * parameters // world_size if stage == 3 else 0)
     gradients = working * parameters // (world_size if stage >= 2 else 1)
     optimizer = (FP32 * parameters + state) // world_size if sharded else state
     average = FP32 * parameters + buffers if config.ema.enabled else 0
     communication = working * ZERO_BUCKET * (1 if stage == 3 else 2) if sharded else 0
-    fixed = weights + buffers + gradients + optimizer + average + communication
+    teacher = 0 if training.distillation is None else _bytes_of(training.distillation.state_dict().values())
+    fixed = weights + buffers + gradients + optimizer + average + communication + teacher
     stay = gradients_stay(config, world_size)
     temporary = round(update.peak_bytes * FP32 / working / world_size) if sharded else update.peak_bytes
 
     def peak(one: Pass) -> int:
-        return one.peak_bytes - (0 if stay else gradients)
+        return one.activation_bytes(gradients, stay=stay)
 
     chosen, other = passes
     per_image = (peak(chosen) - peak(other)) / (chosen.images - other.images)
     activations = max(peak(chosen), temporary)
+    evaluating = 0 if evaluation is None else evaluation.peak_bytes
     base = peak(chosen) - per_image * chosen.images
     sizes = {max(round(chosen.images * factor), 1) for factor in (0.25, 0.5, 1, 2, 4)}
     usable = _usable(config)
@@ -112,10 +132,12 @@ def plan_memory(
         optimizer=optimizer,
         average=average,
         communication=communication,
+        teacher=teacher,
         activations=activations,
         activations_per_image=round(per_image),
-        total=fixed + activations,
-        totals={size: fixed + max(round(base + per_image * size), temporary) for size in sorted(sizes)},
+        evaluation=evaluating,
+        total=fixed + max(activations, evaluating),
+        totals={size: fixed + max(round(base + per_image * size), temporary, evaluating) for size in sorted(sizes)},
         usable=usable,
         largest_micro_batch=largest,
         fitting_micro_batch=max(dealt, default=None),
@@ -128,28 +150,32 @@ class CheckpointSize:
 
     Attributes:
         each: One checkpoint.
-        kept: All that are kept at once at the end, those of `checkpoint.keep_every_n_steps` aside.
+        kept: All that are kept at once at the end.
     """
 
     each: int
     kept: int
 
 
-def plan_checkpoints(config: Config, training: FakeTraining, update: Update, *, epochs: int) -> CheckpointSize:
+def plan_checkpoints(
+    config: Config, training: FakeTraining, update: Update, *, epochs: int, steps: int = 0
+) -> CheckpointSize:
     """Checkpoints by what is saved: weights and buffers, their average, the optimizer's state; under ZeRO twice."""
     network = training.network
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sharded = config.trainer.strategy == "deepspeed"
     working = 2 if sharded and config.trainer.precision != "32-true" else FP32
-    weights = FP32 * parameters + _bytes_of_buffers(network)
+    weights = FP32 * parameters + _bytes_of(network.buffers())
     average = weights if config.ema.enabled else 0
     state = round(update.state_bytes * FP32 / working)
     tensors = len(network.state_dict()) * (2 if average else 1) + update.state_tensors
     each = weights + average + state + tensors * TENSOR_OVERHEAD_BYTES
     if sharded:  # DeepSpeed's parts, master weights among them, beside the whole (ADR 4)
         each += working * parameters + FP32 * parameters + state
-    kept = config.checkpoint.keep_last + (config.checkpoint.keep_best or 0)
-    return CheckpointSize(each=each, kept=each * min(kept, max(epochs // config.checkpoint.every_n_epochs, 1)))
+    checkpoint = config.checkpoint
+    kept = min(checkpoint.keep_last + (checkpoint.keep_best or 0), max(epochs // checkpoint.every_n_epochs, 1))
+    for_ever = steps // checkpoint.keep_every_n_steps if checkpoint.keep_every_n_steps is not None else 0
+    return CheckpointSize(each=each, kept=each * (kept + for_ever))
 
 
 def _usable(config: Config) -> int | None:
@@ -159,5 +185,5 @@ def _usable(config: Config) -> int | None:
     return int(memory * 2**30 * (1 - RESERVED_SHARE)) - (RESERVED_BYTES if config.trainer.accelerator != "cpu" else 0)
 
 
-def _bytes_of_buffers(network: nn.Module) -> int:
-    return sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
+def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -67,7 +67,8 @@ def plan_traffic(
     stage = config.deepspeed.zero_stage or 0
     working = (2 if stage and config.trainer.precision != "32-true" else FP32) * parameters
     passes = accumulate if stage >= 2 else 1  # ZeRO 2 and 3 have no room to add gradients up before they are reduced
-    gradients = half * working * passes * (1 if stage else 2)
+    sent = working // 2 if config.trainer.ddp_comm_hook is not None and not stage else working
+    gradients = half * sent * passes * (1 if stage else 2)
     weights = half * working * {0: 0, 1: 1, 2: 1, 3: 2 * accumulate}[stage]
     total = gradients + weights + 2 * half * statistics_bytes
     link = _slowest_link(config)

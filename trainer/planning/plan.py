@@ -4,44 +4,36 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 from rich.console import Console
 
-from configs.batches import BatchLayout, epoch_end_step
+from configs.batches import BatchLayout
 from configs.problems import ConfigError, Problem
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE
 from configs.schema import Config
-from trainer.network import image_size
 from trainer.planning.data import Samples, find_samples
-from trainer.planning.limits import Duration, plan_duration
+from trainer.planning.duration import Duration, Totals, plan_duration, plan_stage_time, plan_totals
+from trainer.planning.figures import EvaluationFigures, Network, StageFigures, Teacher
 from trainer.planning.memory import CheckpointSize, Memory, gradients_stay, plan_checkpoints, plan_memory
 from trainer.planning.network import Traffic, plan_traffic
+from trainer.planning.stages import Stage, training_stages
 from trainer.planning.step import FakeTraining
 from trainer.planning.tables import show_plan
-from trainer.planning.time import DeviceTime, peak_flops, plan_device_time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """Size of the network, and the work of one image.
-
-    Attributes:
-        parameters: All that are trained.
-        macs: Multiply-adds of the forward pass.
-        flops: Floating-point operations of forward and backward pass.
-        moved_bytes: What both read and write, operation by operation, in training's precision.
-    """
-
-    parameters: int
-    macs: int
-    flops: int
-    moved_bytes: int
+from trainer.planning.time import evaluation_seconds, peak_flops, plan_device_time
+from trainer.planning.work import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that `effnet plan` says; no `device_time` and `duration` where `launch.hardware` describes no device."""
+    """All that `effnet plan` says.
+
+    Attributes:
+        heaviest: Number of the stage of training that needs the most memory, which `network`, `teacher` and `memory`
+            are of.
+        duration: None where `launch.hardware` describes no device.
+    """
 
     name: str
     device: str | None
@@ -49,17 +41,19 @@ class Plan:
     num_nodes: int
     strategy: str
     precision: str
-    image_size: int
     micro_batch_size: int
     accumulate_grad_batches: int
-    steps: int
+    heaviest: int
     network: Network
+    teacher: Teacher | None
     memory: Memory
     traffic: Traffic
     checkpoints: CheckpointSize
     samples: Samples
-    device_time: DeviceTime | None
+    stages: tuple[StageFigures, ...]
+    evaluation: EvaluationFigures
     duration: Duration | None
+    totals: Totals
 
 
 def make_plan(config: Config, *, devices: int, samples: int | None = None) -> Plan:
@@ -73,30 +67,45 @@ def make_plan(config: Config, *, devices: int, samples: int | None = None) -> Pl
     Raises:
         ConfigError: If the configuration makes no run, or leaves open how many samples there are.
     """
-    data, trainer = config.data, config.trainer
+    trainer, size = config.trainer, config.data.micro_batch_size
     world_size = devices * trainer.num_nodes
     peak_flops(config)  # refuses a precision that the device lacks, before anything is counted
     accumulate = _layout(config, world_size).accumulate_grad_batches
-    found = find_samples(data, samples)
+    found = find_samples(config.data, samples)
+    stages = training_stages(config, samples=found.training)
     training = FakeTraining(config)
-    other = data.micro_batch_size // 2 if data.micro_batch_size >= 4 else data.micro_batch_size + 1
-    stay = gradients_stay(config, world_size)
-    one = training.run(data.micro_batch_size, gradients_stay=stay)
-    passes = (one, training.run(other, gradients_stay=stay))
-    update = training.update()
-    parameters = sum(parameter.numel() for parameter in training.network.parameters())
-    memory = plan_memory(config, training, passes, update, world_size=world_size)
-    steps = epoch_end_step(trainer.max_epochs, samples=found.training, global_batch_size=data.global_batch_size)
-    steps = min(steps, trainer.max_steps or steps)
-    epochs = steps * data.global_batch_size // found.training
+    run = cache(partial(training.run, gradients_stay=gradients_stay(config, world_size)))
+    passes = [run(size, pixels=stage.image_size, frozen=stage.frozen) for stage in stages]
+    heaviest = max(range(len(stages)), key=lambda number: passes[number].peak_bytes)
+    one, stage = passes[heaviest], stages[heaviest]
+    other = run(size // 2 if size >= 4 else size + 1, pixels=stage.image_size, frozen=stage.frozen)
+    update, evaluation = training.update(), training.evaluate()
+    memory = plan_memory(config, training, (one, other), update, world_size=world_size, evaluation=evaluation)
+    network = Network.of(training, one)
     traffic = plan_traffic(
         config,
-        parameters=parameters,
+        parameters=network.parameters,
         statistics_bytes=memory.buffers,
         world_size=world_size,
         accumulate=accumulate,
     )
-    time = plan_device_time(config, one, update, gradient_bytes=memory.gradients, average_bytes=memory.average)
+    totals = plan_totals(config, found, traffic, steps=sum(stage.steps for stage in stages))
+    seconds = evaluation_seconds(config, evaluation)
+    evaluated = EvaluationFigures.of(config, evaluation, validations=totals.validations, seconds=seconds)
+
+    def planned(stage: Stage, one: Pass) -> StageFigures:
+        time = plan_device_time(config, one, update, gradient_bytes=memory.gradients, average_bytes=memory.average)
+        return StageFigures(
+            stage=stage,
+            macs=one.forward_macs // one.images,
+            activations=one.activation_bytes(memory.gradients, stay=gradients_stay(config, world_size)),
+            time=None
+            if time is None
+            else plan_stage_time(config, time, traffic, found, steps=stage.steps, world_size=world_size),
+        )
+
+    rows = tuple(map(planned, stages, passes))
+    times = [row.time for row in rows if row.time is not None]
     return Plan(
         name=config.name,
         device=config.launch.hardware.device,
@@ -104,24 +113,28 @@ def make_plan(config: Config, *, devices: int, samples: int | None = None) -> Pl
         num_nodes=trainer.num_nodes,
         strategy=_strategy(config, world_size),
         precision=trainer.precision,
-        image_size=image_size(config),
-        micro_batch_size=data.micro_batch_size,
+        micro_batch_size=size,
         accumulate_grad_batches=accumulate,
-        steps=steps,
-        network=Network(
-            parameters=parameters,
-            macs=one.forward_macs // one.images,
-            flops=sum(flops for flops, _ in one.kernels) // one.images,
-            moved_bytes=sum(size for _, size in one.kernels) // one.images,
-        ),
+        heaviest=heaviest,
+        network=network,
+        teacher=Teacher.of(config, training, one),
         memory=memory,
         traffic=traffic,
-        checkpoints=plan_checkpoints(config, training, update, epochs=epochs),
+        checkpoints=plan_checkpoints(config, training, update, epochs=totals.epochs, steps=totals.steps),
         samples=found,
-        device_time=time,
-        duration=plan_duration(config, time, traffic, found, world_size=world_size, steps=steps, epochs=epochs)
-        if time is not None
+        stages=rows,
+        evaluation=evaluated,
+        duration=plan_duration(
+            config,
+            times,
+            found,
+            evaluation_s=evaluated.batch_s,
+            validations=totals.validations,
+            world_size=world_size,
+        )
+        if evaluated.batch_s is not None
         else None,
+        totals=totals,
     )
 
 

@@ -1,12 +1,9 @@
 """A training step of the real network in fake tensors: what it keeps, moves and computes, without its memory."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -16,45 +13,9 @@ from configs.schema import Config
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size
 from trainer.optimization import build_optimizer
-from trainer.planning.tracker import Kernel, StepTracker
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Forward and backward pass of a micro-batch.
-
-    Attributes:
-        images: Samples in it.
-        forward_macs: Multiply-adds of the forward pass, of convolutions and matrix products, all images together.
-        forward_kernels: How many of the operations are of the forward pass.
-        kept_bytes: What is in memory between forward and backward pass, beyond what stays between steps.
-        peak_bytes: The most that is in memory at once, beyond what stays between steps.
-        kernels: All operations of both.
-    """
-
-    images: int
-    forward_macs: int
-    forward_kernels: int
-    kept_bytes: int
-    peak_bytes: int
-    kernels: Sequence[Kernel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """The optimizer's step.
-
-    Attributes:
-        state_bytes: What the optimizer keeps.
-        state_tensors: Its number of tensors.
-        peak_bytes: What it needs beside that while it steps.
-        kernels: Its operations.
-    """
-
-    state_bytes: int
-    state_tensors: int
-    peak_bytes: int
-    kernels: Sequence[Kernel]
+from trainer.planning.fakes import make_fake, meta_distillation
+from trainer.planning.tracker import StepTracker
+from trainer.planning.work import Evaluation, Pass, Update
 
 
 class FakeTraining:
@@ -66,6 +27,7 @@ class FakeTraining:
     Attributes:
         network: As `build_network` makes it.
         optimizer: As `build_optimizer` makes it, one kernel for many tensors where it can on a GPU.
+        distillation: With the teacher of the configuration, where it has one.
     """
 
     def __init__(self, config: Config) -> None:
@@ -74,64 +36,82 @@ class FakeTraining:
         self._dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
         with torch.device("meta"):
             self.network = build_network(config, restored=True)
+        if config.trainer.channels_last and not casts:
+            self.network.to(memory_format=torch.channels_last)
         if config.trainer.gradient_checkpointing:
             self.network.set_grad_checkpointing()  # type: ignore[operator]
+        self.distillation = meta_distillation(config, self._dtype if casts else None)
         with self._mode:
-            for module in self.network.modules():
-                for name, parameter in list(module._parameters.items()):
-                    if parameter is not None:
-                        dtype = self._dtype if casts and self._dtype is not None else parameter.dtype
-                        module._parameters[name] = nn.Parameter(self._empty_like(parameter, dtype))
-                for name, buffer in list(module._buffers.items()):
-                    if buffer is not None:
-                        module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            make_fake(self.network, dtype=self._dtype if casts else None)
+            if self.distillation is not None:
+                make_fake(self.distillation)
             self._module = EfficientNetModule(config, self.network)
             self.optimizer: Optimizer = build_optimizer(self.network, config.optimizer)
             for group in self.optimizer.param_groups:
                 if config.trainer.accelerator != "cpu" and "foreach" in group and not group.get("fused"):
                     group["foreach"] = True
         self._autocast = self._dtype if not casts else None
-        self._size = image_size(config)
 
-    def run(self, images: int, *, gradients_stay: bool) -> Pass:
-        """Forward and backward pass.
+    def run(self, images: int, *, gradients_stay: bool, pixels: int | None = None, frozen: bool = False) -> Pass:
+        """Forward and backward pass, with the teacher's forward pass where there is one.
 
         Args:
             images: Samples of the micro-batch.
             gradients_stay: They are there before (DDP's buckets, accumulation), and count among what stays.
+            pixels: Side of the images; None is that of the whole run.
+            frozen: Only the head trains.
 
         Raises:
-            ConfigError: If BatchNorm has a single value of a channel to normalise.
+            ConfigError: If BatchNorm has a single value of a channel to normalise, or the teacher takes no such images.
         """
+        size = image_size(self._config) if pixels is None else pixels
         try:
-            return self._run(images, gradients_stay=gradients_stay)
+            return self._run(images, size, gradients_stay=gradients_stay, frozen=frozen)
         except ValueError as error:
             accepted = f"more samples or pixels ({error})"
             raise ConfigError([Problem(key="data.micro_batch_size", received=str(images), accepted=accepted)]) from None
 
-    def _run(self, images: int, *, gradients_stay: bool) -> Pass:
+    def _run(self, images: int, size: int, *, gradients_stay: bool, frozen: bool) -> Pass:
         with self._mode:
             self._set_gradients(there=gradients_stay)
             with StepTracker(self._resident()) as tracker:
                 count = images * (self._config.data.augmentation.aug_splits or 1)
-                pixels = torch.empty((count, self._config.model.in_chans, self._size, self._size), dtype=torch.uint8)
-                targets = torch.zeros(count, dtype=torch.long)
-                inputs = self._module.normalise(pixels)
-                self.network.train()
+                inputs, targets = self._inputs(count, size), torch.zeros(count, dtype=torch.long)
                 tracker.kernels.clear()
                 with self._precision():
-                    loss = cross_entropy(self.network(inputs).float(), targets)
-                del inputs
+                    logits = self._logits(inputs, frozen=frozen).float()
+                    loss = cross_entropy(logits, targets)
+                    network, student = len(tracker.kernels), tracker.peak_bytes
+                    before = tracker.peak_bytes = tracker.live_bytes
+                    if self.distillation is not None:
+                        loss = self._taught(inputs, logits, loss)
+                teacher, tracker.peak_bytes = tracker.peak_bytes - before, max(student, tracker.peak_bytes)
+                del inputs, logits
                 forward, kept = len(tracker.kernels), tracker.live_bytes
                 loss.backward()  # type: ignore[no-untyped-call]
             self._set_gradients(there=False)
         return Pass(
             images=images,
-            forward_macs=sum(flops for flops, _ in tracker.kernels[:forward]) // 2,
+            image_size=size,
+            network_kernels=network,
             forward_kernels=forward,
+            teacher_bytes=teacher,
             kept_bytes=kept,
             peak_bytes=tracker.peak_bytes,
             kernels=tracker.kernels,
+        )
+
+    def evaluate(self) -> Evaluation:
+        """The raw weights' forward pass over a batch of `data.eval_batch_size`, which the averaged ones' equals."""
+        data = self._config.data
+        size = data.eval_image_size or image_size(self._config)
+        with self._mode, StepTracker(self._resident()) as tracker, torch.no_grad():
+            inputs = self._inputs(data.eval_batch_size, size)
+            tracker.kernels.clear()
+            with self._precision():
+                self.network.eval()(inputs)
+        return Evaluation(
+            images=data.eval_batch_size, image_size=size, peak_bytes=tracker.peak_bytes, kernels=tracker.kernels
         )
 
     def update(self) -> Update:
@@ -164,11 +144,27 @@ class FakeTraining:
             kernels=tracker.kernels,
         )
 
-    def _empty_like(self, parameter: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
-        trainer = self._config.trainer
-        if parameter.dim() == 4 and trainer.channels_last and trainer.strategy != "deepspeed":
-            return torch.empty(parameter.shape, dtype=dtype, memory_format=torch.channels_last)
-        return torch.empty(parameter.shape, dtype=dtype)
+    def _inputs(self, count: int, size: int) -> torch.Tensor:
+        return self._module.normalise(torch.empty((count, self._config.model.in_chans, size, size), dtype=torch.uint8))
+
+    def _logits(self, inputs: torch.Tensor, *, frozen: bool) -> torch.Tensor:
+        """As `EfficientNetModule.training_step` has them."""
+        network: Any = self.network
+        if not frozen:
+            return cast(torch.Tensor, network.train()(inputs))
+        network.eval().classifier.train()
+        with torch.no_grad():
+            features = network.forward_features(inputs)
+        return cast(torch.Tensor, network.forward_head(features))
+
+    def _taught(self, inputs: torch.Tensor, logits: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        assert self.distillation is not None
+        try:
+            return cast(torch.Tensor, self.distillation(inputs, logits, loss))
+        except (AssertionError, RuntimeError) as error:
+            name, reason = self._config.distillation.teacher, str(error).partition("\n")[0]
+            accepted = f"one that takes images of {' x '.join(map(str, inputs.shape[2:]))} pixels ({reason})"
+            raise ConfigError([Problem(key="distillation.teacher", received=shown(name), accepted=accepted)]) from None
 
     def _set_gradients(self, *, there: bool) -> None:
         for parameter in self.network.parameters():
@@ -176,8 +172,9 @@ class FakeTraining:
 
     def _resident(self) -> list[torch.Tensor]:
         weights = list(self.network.parameters())
+        teacher = [] if self.distillation is None else [*self.distillation.parameters(), *self.distillation.buffers()]
         gradients = [parameter.grad for parameter in weights if parameter.grad is not None]
-        return [*weights, *gradients, *self.network.buffers()]
+        return [*weights, *gradients, *self.network.buffers(), *teacher]
 
     def _state(self) -> list[torch.Tensor]:
         values = (value for state in self.optimizer.state.values() for value in state.values())

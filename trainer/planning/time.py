@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config, Hardware
-from trainer.planning.step import Pass, Update
 from trainer.planning.tracker import Kernel
+from trainer.planning.work import Evaluation, Pass, Update
 
 MEMORY_SHARE: Final = 0.36
 """Of the peak bandwidth of memory that is reached, by what operations read and write at least: 2,489 images/s of B0 and
@@ -30,8 +30,9 @@ class DeviceTime:
     """What one device needs for its part of an optimizer step, data at hand and others not waited for.
 
     Attributes:
-        micro_batch_s: Forward and backward pass of a micro-batch.
-        forward_share: Of that, the forward pass.
+        micro_batch_s: Forward and backward pass of a micro-batch, the teacher's forward pass included.
+        forward_share: Of that, the forward passes.
+        teacher_s: Of that, the teacher's.
         update_s: Optimizer, moving average, the check for gradients that are not finite.
         operations: That the host starts for a micro-batch.
         bound_by: What most of a micro-batch's time goes by.
@@ -39,6 +40,7 @@ class DeviceTime:
 
     micro_batch_s: float
     forward_share: float
+    teacher_s: float
     update_s: float
     operations: int
     bound_by: Bound
@@ -52,18 +54,14 @@ def plan_device_time(
     Raises:
         ConfigError: If it has no rate for `trainer.precision`.
     """
-    hardware = config.launch.hardware
-    peak = peak_flops(config)
-    if hardware.memory_gb_per_s is None or peak is None:
+    reached = _reached(config)
+    if reached is None:
         return None
-    bandwidth = hardware.memory_gb_per_s * 1e9 * MEMORY_SHARE
+    bandwidth, peak = reached
     moving = sum(size for _, size in one.kernels) / bandwidth
     computing = sum(flops for flops, _ in one.kernels) / peak
     device = roofline(one.kernels, bandwidth=bandwidth, peak=peak)
     starting = OPERATION_S * len(one.kernels)
-    # A GPU works while the host starts what comes next; a CPU is its own host.
-    on_cpu = config.trainer.accelerator == "cpu"
-    micro_batch = device + starting if on_cpu else max(device, starting)
     bound: Bound = "memory bandwidth" if moving > computing else "arithmetic"
     if starting > device:
         bound = "starting operations"
@@ -72,17 +70,43 @@ def plan_device_time(
     extra = (3 * average_bytes + gradient_bytes) / bandwidth
     stepping = roofline(update.kernels, bandwidth=bandwidth, peak=peak) + extra
     return DeviceTime(
-        micro_batch_s=micro_batch,
+        micro_batch_s=_seconds(config, one.kernels, device),
         forward_share=forward / device,
+        teacher_s=_seconds(config, one.teacher_kernels, roofline(one.teacher_kernels, bandwidth=bandwidth, peak=peak)),
         update_s=max(stepping, OPERATION_S * len(update.kernels)),
         operations=len(one.kernels),
         bound_by=bound,
     )
 
 
+def evaluation_seconds(config: Config, evaluation: Evaluation) -> float | None:
+    """Time in which that device evaluates a batch with one set of weights; None where none is described.
+
+    Raises:
+        ConfigError: As `plan_device_time`.
+    """
+    reached = _reached(config)
+    if reached is None:
+        return None
+    bandwidth, peak = reached
+    return _seconds(config, evaluation.kernels, roofline(evaluation.kernels, bandwidth=bandwidth, peak=peak))
+
+
 def roofline(kernels: Sequence[Kernel], *, bandwidth: float, peak: float) -> float:
     """Seconds in which a device does these one after the other, at bytes/s and FLOP/s that it reaches."""
     return sum(max(flops / peak, size / bandwidth) for flops, size in kernels)
+
+
+def _seconds(config: Config, kernels: Sequence[Kernel], device_s: float) -> float:
+    """A GPU works while the host starts what comes next; a CPU is its own host."""
+    starting = OPERATION_S * len(kernels)
+    return device_s + starting if config.trainer.accelerator == "cpu" else max(device_s, starting)
+
+
+def _reached(config: Config) -> tuple[float, float] | None:
+    """Bytes/s and FLOP/s; None where the device is not described."""
+    bandwidth, peak = config.launch.hardware.memory_gb_per_s, peak_flops(config)
+    return None if bandwidth is None or peak is None else (bandwidth * 1e9 * MEMORY_SHARE, peak)
 
 
 def peak_flops(config: Config) -> float | None:

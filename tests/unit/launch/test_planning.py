@@ -23,7 +23,7 @@ def test_the_plan_of_the_largest_network_takes_no_gpu_and_none_of_its_memory(tmp
     assert plan["memory"]["total"] == pytest.approx(32.4e9, rel=0.02)
     assert plan["memory"]["fits"] is True
     assert (plan["devices"], plan["samples"]["training"]) == (8, 1_281_167)
-    assert plan["steps"] == -(-350 * 1_281_167 // 2048)
+    assert plan["totals"]["steps"] == -(-350 * 1_281_167 // 2048)
     assert plan["duration"]["bottleneck"] == "device"
     assert plan["duration"]["device_hours"] > 100
     assert not list(tmp_path.iterdir())

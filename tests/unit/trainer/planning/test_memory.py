@@ -104,6 +104,14 @@ def test_what_has_no_room_even_without_images_fits_no_micro_batch() -> None:
     assert (planned.fits, planned.largest_micro_batch, planned.fitting_micro_batch) == (False, 0, None)
 
 
+def test_checkpoints_that_are_kept_for_ever_count() -> None:
+    config = settings(**TINY, checkpoint__keep_every_n_steps=100)
+    training = FakeTraining(config)
+    planned = plan_checkpoints(config, training, training.update(), epochs=10, steps=950)
+
+    assert planned.kept == (3 + 1 + 9) * planned.each
+
+
 def test_a_checkpoint_has_the_size_of_a_real_one(
     trained: RunDirectory, toy_overrides: Callable[..., list[str]]
 ) -> None:

@@ -26,11 +26,12 @@ def plan() -> Plan:
 def test_an_object_of_json_has_every_figure(plan: Plan) -> None:
     tree: dict[str, Any] = json.loads(json.dumps(as_json(plan)))
 
-    assert (tree["steps"], tree["devices"], tree["accumulate_grad_batches"]) == (360, 2, 1)  # 16 x 1,438 / 64
+    (stage,) = tree["stages"]
+    assert (tree["totals"]["steps"], tree["devices"], tree["accumulate_grad_batches"]) == (360, 2, 1)  # 16 x 1,438 / 64
     assert tree["memory"]["fits"] is True
     assert tree["traffic"]["total_bytes"] == plan.traffic.total_bytes > 0
-    assert set(tree["duration"]["limits"]) == {"device", "network", "cpus"}
-    assert tree["device_time"]["bound_by"] in ("memory bandwidth", "arithmetic", "starting operations")
+    assert set(stage["time"]["speed"]["limits"]) == {"device", "network", "cpus"}
+    assert stage["time"]["device"]["bound_by"] in ("memory bandwidth", "arithmetic", "starting operations")
 
 
 def test_tables_say_what_the_object_says(plan: Plan) -> None:
@@ -40,9 +41,10 @@ def test_tables_say_what_the_object_says(plan: Plan) -> None:
     cells = [" ".join(line.replace("│", " ").split()) for line in text.getvalue().splitlines()]
     assert f"parameters {plan.network.parameters / 1e6:.2f} M" in cells
     assert f"total {plan.memory.total / 1e6:.1f} MB" in cells
-    assert f"optimizer steps {plan.steps}" in cells
+    assert f"optimizer steps {plan.totals.steps}" in cells
     assert plan.duration is not None
-    assert f"images/s {plan.duration.images_per_s:,.0f}" in cells
+    assert plan.stages[0].time is not None
+    assert f"images/s {plan.stages[0].time.speed.images_per_s:,.0f}" in cells
     assert any(cell.startswith(f"bottleneck: {plan.duration.bottleneck}: ") for cell in cells)
 
 

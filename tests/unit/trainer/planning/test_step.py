@@ -69,6 +69,17 @@ def test_the_backward_pass_computes_twice_what_the_forward_pass_does_but_for_the
     assert 5.5 * one.forward_macs < flops < 6 * one.forward_macs
 
 
+def test_gradient_checkpointing_computes_the_forward_pass_once_more() -> None:
+    plain, again = (
+        FakeTraining(settings(**SMALL, trainer__gradient_checkpointing=checkpointing)).run(IMAGES, gradients_stay=True)
+        for checkpointing in (False, True)
+    )
+    total, more = (sum(flops for flops, _ in one.kernels) for one in (plain, again))
+
+    assert again.forward_macs == plain.forward_macs
+    assert 0.8 < (more - total) / 2 / plain.forward_macs <= 1
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_real_tensors_take_what_fake_ones_say(precision: str) -> None:
     config = settings(**SMALL, trainer__precision=precision)

@@ -7,14 +7,18 @@ from configs.problems import ConfigError
 from configs.schema import Config
 from tests.unit.trainer.settings import settings
 from trainer.planning.data import Samples
-from trainer.planning.limits import Duration, loading_cores, plan_duration
+from trainer.planning.duration import StageTime, plan_duration, plan_stage_time
+from trainer.planning.limits import Speed, loading_cores, plan_speed
 from trainer.planning.network import plan_traffic
-from trainer.planning.step import FakeTraining, Pass, Update
+from trainer.planning.step import FakeTraining
 from trainer.planning.time import OPERATION_S, DeviceTime, peak_flops, plan_device_time, roofline
+from trainer.planning.work import Pass, Update
 
 A100 = "configs/hardware/1x8_a100.yaml"
 SAMPLES = Samples(training=1_000_000, validation=50_000, bytes_each=100_000, source="test")
-STEP = DeviceTime(micro_batch_s=0.09, forward_share=1 / 3, update_s=0.01, operations=900, bound_by="memory bandwidth")
+STEP = DeviceTime(
+    micro_batch_s=0.09, forward_share=1 / 3, teacher_s=0, update_s=0.01, operations=900, bound_by="memory bandwidth"
+)
 
 
 # Device
@@ -41,8 +45,10 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_memory() -> None:
 def work(kernels: int, **changes: object) -> DeviceTime | None:
     one = Pass(
         images=1,
-        forward_macs=0,
+        image_size=1,
+        network_kernels=1,
         forward_kernels=1,
+        teacher_bytes=0,
         kept_bytes=0,
         peak_bytes=0,
         kernels=[(0, 1_000_000)] * kernels,
@@ -92,6 +98,14 @@ def test_a_ring_sends_each_gradient_twice_but_for_one_part() -> None:
     assert traffic.seconds == pytest.approx(traffic.total_bytes / 100e9)
 
 
+def test_a_hook_in_16_bits_halves_what_ddp_sends() -> None:
+    arguments = {"parameters": 1000, "statistics_bytes": 8, "world_size": 4, "accumulate": 1}
+    plain, hooked = (plan_traffic(settings(**each), **arguments) for each in ({}, {"trainer__ddp_comm_hook": "bf16"}))
+
+    assert hooked.gradient_bytes == plain.gradient_bytes / 2
+    assert hooked.statistics_bytes == plain.statistics_bytes
+
+
 def test_one_device_sends_nothing() -> None:
     traffic = plan_traffic(settings(), parameters=10, statistics_bytes=8, world_size=1, accumulate=1)
 
@@ -133,7 +147,7 @@ def test_the_backward_pass_hides_all_but_the_last_bucket() -> None:
 # What a run waits for
 
 
-def duration(**changes: object) -> tuple[Duration, Config]:
+def speed(**changes: object) -> tuple[Speed, Config]:
     """Eight devices, 1,000 samples in 0.1 s of each."""
     config = settings(
         **{
@@ -149,25 +163,20 @@ def duration(**changes: object) -> tuple[Duration, Config]:
         }
     )
     traffic = plan_traffic(config, parameters=10**7, statistics_bytes=0, world_size=8, accumulate=1)
-    planned = plan_duration(config, STEP, traffic, SAMPLES, world_size=8, steps=3600, epochs=2)
-    return planned, config
+    return plan_speed(config, STEP, traffic, SAMPLES, world_size=8), config
 
 
 def test_a_device_that_is_fed_is_the_bottleneck() -> None:
-    planned, _ = duration()
+    planned, _ = speed()
 
     assert planned.bottleneck == "device"
     assert "memory bandwidth" in planned.advice
     assert planned.limits["device"] == pytest.approx(8000)
     assert 7900 < planned.images_per_s < 8000  # the last bucket is waited for
-    assert planned.training_hours == pytest.approx(planned.step_s)
-    assert planned.device_hours == pytest.approx(8 * (planned.training_hours + planned.validation_hours))
-    # 50,000 samples, twice, with two sets of weights, at 3.3 times training's speed
-    assert planned.validation_hours * 3600 == pytest.approx(200_000 / 8 * 0.03 / 100)
 
 
 def test_few_workers_make_decoding_the_bottleneck() -> None:
-    planned, _ = duration(data__num_workers=1, launch__hardware__images_per_core_s=500)
+    planned, _ = speed(data__num_workers=1, launch__hardware__images_per_core_s=500)
 
     assert planned.bottleneck == "cpus"
     assert planned.images_per_s == pytest.approx(4000)
@@ -175,21 +184,21 @@ def test_few_workers_make_decoding_the_bottleneck() -> None:
 
 
 def test_few_cores_do_too_whatever_the_workers() -> None:
-    planned, config = duration(launch__hardware__cores_per_node=16, launch__hardware__images_per_core_s=500)
+    planned, config = speed(launch__hardware__cores_per_node=16, launch__hardware__images_per_core_s=500)
 
     assert loading_cores(config, 8) == 1
     assert planned.bottleneck == "cpus"
 
 
 def test_on_a_gpu_that_decodes_no_core_is_waited_for() -> None:
-    planned, _ = duration(data__num_workers=1, data__decoder="nvjpeg")
+    planned, _ = speed(data__num_workers=1, data__decoder="nvjpeg")
 
     assert "cpus" not in planned.limits
     assert planned.cores_per_device is None
 
 
 def test_slow_storage_is_the_bottleneck() -> None:
-    planned, _ = duration(launch__hardware__storage_gb_per_s=0.2)
+    planned, _ = speed(launch__hardware__storage_gb_per_s=0.2)
 
     assert planned.bottleneck == "storage"
     assert planned.images_per_s == pytest.approx(2000)
@@ -197,13 +206,38 @@ def test_slow_storage_is_the_bottleneck() -> None:
 
 
 def test_a_slow_network_is_the_bottleneck() -> None:
-    planned, _ = duration(launch__hardware__device_link_gb_per_s=0.1)
+    planned, _ = speed(launch__hardware__device_link_gb_per_s=0.1)
 
     assert planned.bottleneck == "network"
     assert planned.step_s == pytest.approx(0.1 + 0.7 - 0.06)
 
 
 def test_loading_in_the_training_process_adds_to_a_step() -> None:
-    planned, _ = duration(data__num_workers=0)
+    planned, _ = speed(data__num_workers=0)
 
     assert planned.step_s > 0.1 + 800 / 8000
+
+
+# The whole run
+
+
+def test_hours_are_those_of_steps_and_of_validations_with_both_sets_of_weights() -> None:
+    planned, config = speed()
+    traffic = plan_traffic(config, parameters=10**7, statistics_bytes=0, world_size=8, accumulate=1)
+    stage = plan_stage_time(config, STEP, traffic, SAMPLES, steps=3600, world_size=8)
+
+    run = plan_duration(config, [stage], SAMPLES, evaluation_s=2 * 0.03, validations=2, world_size=8)
+
+    assert run.training_hours == pytest.approx(planned.step_s)
+    assert run.device_hours == pytest.approx(8 * (run.training_hours + run.validation_hours))
+    # 50,000 samples, twice, with two sets of weights, in batches of 64
+    assert run.validation_hours * 3600 == pytest.approx(200_000 / 8 * 0.03 / 64)
+
+
+def test_validation_waits_for_data_too() -> None:
+    planned, config = speed(launch__hardware__storage_gb_per_s=0.2)
+    stage = StageTime(device=STEP, speed=planned, hours=1, teacher_hours=0)
+
+    run = plan_duration(config, [stage], SAMPLES, evaluation_s=0.06, validations=2, world_size=8)
+
+    assert run.validation_hours * 3600 == pytest.approx(100_000 / 2000)
