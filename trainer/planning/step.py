@@ -76,7 +76,8 @@ class FakeTraining:
             self._set_gradients(there=gradients_stay)
             with StepTracker(self._resident()) as tracker:
                 count = images * (self._config.data.augmentation.aug_splits or 1)
-                inputs, targets = self._inputs(count, size), torch.zeros(count, dtype=torch.long)
+                pixels, targets = self._pixels(count, size), torch.zeros(count, dtype=torch.long)  # there throughout
+                inputs = self._module.normalise(pixels)
                 tracker.kernels.clear()
                 with self._precision():
                     logits = self._logits(inputs, frozen=frozen).float()
@@ -106,7 +107,8 @@ class FakeTraining:
         data = self._config.data
         size = data.eval_image_size or image_size(self._config)
         with self._mode, StepTracker(self._resident()) as tracker, torch.no_grad():
-            inputs = self._inputs(data.eval_batch_size, size)
+            pixels = self._pixels(data.eval_batch_size, size)
+            inputs = self._module.normalise(pixels)
             tracker.kernels.clear()
             with self._precision():
                 self.network.eval()(inputs)
@@ -144,8 +146,8 @@ class FakeTraining:
             kernels=tracker.kernels,
         )
 
-    def _inputs(self, count: int, size: int) -> torch.Tensor:
-        return self._module.normalise(torch.empty((count, self._config.model.in_chans, size, size), dtype=torch.uint8))
+    def _pixels(self, count: int, size: int) -> torch.Tensor:
+        return torch.empty((count, self._config.model.in_chans, size, size), dtype=torch.uint8)
 
     def _logits(self, inputs: torch.Tensor, *, frozen: bool) -> torch.Tensor:
         """As `EfficientNetModule.training_step` has them."""

@@ -73,17 +73,17 @@ def test_a_teacher_has_no_backward_pass() -> None:
 def test_a_plan_has_the_teachers_weights_and_time_and_names_it_where_it_is_most_of_that() -> None:
     files = ["experiment/b0_imagenet.yaml", "hardware/1x8_a100.yaml"]
     config, plain = (
-        load_config(files, ["data.image_size=64", *more]).config for more in (["distillation.teacher=resnet50"], [])
+        load_config(files, ["data.image_size=160", *more]).config for more in (["distillation.teacher=tf_efficientnet_b7"], [])
     )
     plan, alone = make_plan(config, devices=8), make_plan(plain, devices=8)
-    teacher = timm.create_model("resnet50").state_dict().values()
+    teacher = timm.create_model("tf_efficientnet_b7").state_dict().values()
     text = io.StringIO()
     show_plan(plan, Console(file=text, width=80))
 
     assert alone.teacher is None
     assert alone.memory.teacher == 0
     assert plan.teacher is not None
-    assert plan.teacher.parameters == 25_557_032
+    assert plan.teacher.parameters == 66_347_960
     # Beside its own: scale and shift from our normalisation to the teacher's.
     assert 0 <= plan.memory.teacher - sum(tensor.nbytes for tensor in teacher) < 100
     assert plan.memory.total - alone.memory.total >= plan.memory.teacher
@@ -95,7 +95,7 @@ def test_a_plan_has_the_teachers_weights_and_time_and_names_it_where_it_is_most_
     assert plan.duration.teacher_hours == pytest.approx(slower, rel=0.05)  # the loss has more operations too
     assert plan.duration.advice.startswith("the teacher's forward pass")
     cells = [" ".join(line.replace("│", " ").split()) for line in text.getvalue().splitlines()]
-    assert any(cell.startswith(f"teacher 64 {plan.totals.steps:,} ") for cell in cells)
+    assert any(cell.startswith(f"teacher 160 {plan.totals.steps:,} ") for cell in cells)
 
 
 def test_a_run_is_a_teacher_too_and_its_weights_are_not_read(trained: RunDirectory) -> None:
