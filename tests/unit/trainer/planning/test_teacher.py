@@ -73,7 +73,8 @@ def test_a_teacher_has_no_backward_pass() -> None:
 def test_a_plan_has_the_teachers_weights_and_time_and_names_it_where_it_is_most_of_that() -> None:
     files = ["experiment/b0_imagenet.yaml", "hardware/1x8_a100.yaml"]
     config, plain = (
-        load_config(files, ["data.image_size=160", *more]).config for more in (["distillation.teacher=tf_efficientnet_b7"], [])
+        load_config(files, ["data.image_size=160", *more]).config
+        for more in (["distillation.teacher=tf_efficientnet_b7"], [])
     )
     plan, alone = make_plan(config, devices=8), make_plan(plain, devices=8)
     teacher = timm.create_model("tf_efficientnet_b7").state_dict().values()
