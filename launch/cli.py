@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch import cli_jobs
+from launch.cli_tune import tune_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -140,6 +141,7 @@ def sweep(
 
 
 cli_jobs.add_to(app)
+app.add_typer(tune_app, name="tune")
 
 
 def _options(**values: Path | float | None) -> list[str]:

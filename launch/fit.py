@@ -121,8 +121,8 @@ def on_run(command: str, run: str, options: Sequence[str]) -> int:
     return status if status >= 0 else 1
 
 
-def check_machine(config: Config, devices: int) -> None:
-    """See that this machine can train a configuration.
+def check_machine(config: Config, devices: int, *, command: str = "effnet fit") -> None:
+    """See that this machine can train a configuration; ``command`` is what would do so.
 
     Raises:
         ConfigError: If it cannot.
@@ -134,7 +134,7 @@ def check_machine(config: Config, devices: int) -> None:
             Problem(
                 key="trainer.num_nodes",
                 received=str(trainer.num_nodes),
-                accepted="1: effnet fit trains on this machine",
+                accepted=f"1: {command} trains on this machine",
             )
         )
     if trainer.accelerator != "cpu":

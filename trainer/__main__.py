@@ -52,6 +52,30 @@ def main() -> int:
             from trainer.doctor.examination import doctor
 
             doctor(run, log_dir=log_dir, processes=processes, console=console)
+        elif arguments.command == "tune-lr":
+            from trainer.tuning.learning_rate import tune_learning_rate
+
+            tune_learning_rate(
+                run,
+                processes=processes,
+                console=console,
+                min_lr=arguments.min_lr,
+                max_lr=arguments.max_lr,
+                steps=arguments.steps,
+                result=arguments.result,
+                plot=arguments.plot,
+            )
+        elif arguments.command == "tune-batch-size":
+            from trainer.tuning.batch_size import tune_batch_size
+
+            tune_batch_size(
+                run,
+                console=console,
+                sizes=arguments.sizes,
+                world_size=arguments.world_size,
+                steps=arguments.steps,
+                result=arguments.result,
+            )
         elif arguments.command == "validate":
             from trainer.evaluation import validate
 
@@ -106,7 +130,7 @@ def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes,
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("fit", "validate", "export", "doctor"):
+    for name in ("fit", "validate", "export", "doctor", "tune-lr", "tune-batch-size"):
         command = commands.add_parser(name)
         command.add_argument("run", type=Path, help="run directory")
         command.add_argument("--log-dir", type=Path, required=True, help="folder for a log file of each rank")
@@ -114,8 +138,18 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--attempt", type=int, required=True, help="number of this start of the run, from 0")
         elif name == "doctor":
             command.add_argument("--quiet", action="store_true", help="write the report to RUN/preflight.json alone")
+        elif name.startswith("tune-"):
+            command.add_argument("--steps", type=int, required=True, help="optimizer steps, of each size")
+            command.add_argument("--result", type=Path, required=True, help="file of JSON to write")
         else:
             command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
+        if name == "tune-lr":
+            command.add_argument("--min-lr", type=float, required=True, help="learning rate of the first step")
+            command.add_argument("--max-lr", type=float, required=True, help="learning rate of the last step")
+            command.add_argument("--plot", type=Path, help="PNG to draw")
+        if name == "tune-batch-size":
+            command.add_argument("--sizes", type=int, nargs="+", required=True, help="micro-batch sizes, ascending")
+            command.add_argument("--world-size", type=int, required=True, help="devices of the run")
         if name == "validate":
             command.add_argument("--image-size", type=int, help="side of images in pixels; the run's own if left out")
             command.add_argument("--crop-pct", type=float, help="share of an image seen; the run's own if left out")

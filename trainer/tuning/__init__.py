@@ -1,0 +1,1 @@
+"""``effnet tune``: settings that are found by trying them."""

@@ -1,0 +1,67 @@
+"""A few steps of a training that is only tried: parts as `fit` builds them; no validation, logs and checkpoints."""
+
+from collections.abc import Sequence
+
+from pytorch_lightning import Callback
+
+from configs.schema import Config
+from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
+from trainer.batchnorm import BatchNormStatistics
+from trainer.distillation import Distillation, build_teacher
+from trainer.processes import Processes
+
+
+def first_phase(config: Config, *, steps: int) -> Config:
+    """The configuration that trains ``steps`` steps and stays in its first phase throughout.
+
+    A sweep that crosses the end of `model.freeze_backbone_epochs`, or of a stage of progressive learning, would show
+    that as an effect of what it sweeps.
+
+    Args:
+        config: Of the run.
+        steps: Optimizer steps. No epoch has less than one, so that they are as many epochs at most.
+    """
+    frozen = config.model.freeze_backbone_epochs
+    stages = tuple(
+        stage.model_copy(update={"until_epoch": stage.until_epoch + steps}) for stage in config.progressive.stages
+    )
+    trainer = {"max_steps": steps, "max_epochs": max(config.trainer.max_epochs, steps)}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"freeze_backbone_epochs": frozen + steps if frozen else 0}),
+            "progressive": config.progressive.model_copy(update={"stages": stages}),
+            "trainer": config.trainer.model_copy(update=trainer),
+        }
+    )
+
+
+def last_phase(config: Config, *, steps: int) -> Config:
+    """The configuration that trains ``steps`` steps of what needs most: all layers, the last stage's images."""
+    trainer = {"max_steps": steps, "max_epochs": max(config.trainer.max_epochs, steps)}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"freeze_backbone_epochs": 0}),
+            "progressive": config.progressive.model_copy(update={"stages": ()}),
+            "trainer": config.trainer.model_copy(update=trainer),
+        }
+    )
+
+
+def try_training(config: Config, processes: Processes, callbacks: Sequence[Callback]) -> None:
+    """Train to `trainer.max_steps`, or until a callback stops it.
+
+    Steps that are not finite are neither skipped nor written down: `NonFiniteSteps` would go back to a checkpoint.
+
+    Raises:
+        ConfigError: If the configuration does not fit this machine.
+        DataError: If the data is at fault.
+    """
+    accelerator = resolve_accelerator(config)
+    datamodule = build_datamodule(config, accelerator)
+    module = build_module(config)
+    if config.distillation.teacher is not None:
+        module.set_distillation(Distillation(config, *build_teacher(config)))
+    parts = [BatchNormStatistics(), *callbacks]
+    trainer = build_trainer(config, processes, accelerator, callbacks=parts, loggers=[])
+    trainer.limit_val_batches = 0
+    trainer.fit(module, datamodule)
