@@ -33,7 +33,7 @@ FIXED: Final = re.compile(
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
-    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*|progressive\..*"
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_(splits|repeats)|optimizer\.layer_decay|distillation\..*|progressive\..*"
     r"|trainer\.(matmul_precision|compile|ddp_comm_hook)|model\.stages|data\.eval_image_size"
     r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )

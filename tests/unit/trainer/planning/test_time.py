@@ -7,7 +7,7 @@ from configs.problems import ConfigError
 from configs.schema import Config
 from tests.unit.trainer.settings import settings
 from trainer.planning.data import Samples
-from trainer.planning.duration import StageTime, plan_duration, plan_stage_time
+from trainer.planning.duration import StageTime, plan_duration, plan_stage_time, plan_totals
 from trainer.planning.limits import Speed, loading_cores, plan_speed
 from trainer.planning.network import plan_traffic
 from trainer.planning.step import FakeTraining
@@ -203,6 +203,17 @@ def test_slow_storage_is_the_bottleneck() -> None:
     assert planned.bottleneck == "storage"
     assert planned.images_per_s == pytest.approx(2000)
     assert planned.storage_bytes_per_s == pytest.approx(0.2e9)
+
+
+def test_samples_repeated_in_a_batch_are_read_once() -> None:
+    slow = {"launch__hardware__storage_gb_per_s": 0.2, "data__augmentation__aug_repeats": 2}
+    planned, config = speed(**slow)
+
+    assert planned.limits["storage"] == pytest.approx(4000)
+    assert planned.storage_bytes_per_s == pytest.approx(planned.images_per_s * 50_000)
+    assert planned.limits["cpus"] == pytest.approx(64_000)  # each is decoded anew
+    alone = plan_traffic(config, parameters=0, statistics_bytes=0, world_size=1, accumulate=1)
+    assert plan_totals(config, SAMPLES, alone, steps=1000).read_bytes == 400_000 * SAMPLES.bytes_each
 
 
 def test_a_slow_network_is_the_bottleneck() -> None:
