@@ -180,6 +180,24 @@ CASES = [
         )
         for name in ("mixup_alpha", "cutmix_alpha")
     ),
+    *(
+        (
+            ("trainer.sync_batchnorm=true", alone),
+            "trainer.sync_batchnorm",
+            "false on one device, which has no others to ask",
+        )
+        for alone in ("trainer.strategy=single", "trainer.devices=1")
+    ),
+    (
+        ("trainer.sync_batchnorm=true", "trainer.compile=default"),
+        "trainer.sync_batchnorm",
+        "false beside trainer.compile: the compiled network would stop at each layer to ask other devices",
+    ),
+    (
+        (*ZERO, "trainer.sync_batchnorm=true"),
+        "trainer.sync_batchnorm",
+        "false under DeepSpeed in 16 bits, which casts the layers' weights and not their statistics",
+    ),
     (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
     (
         ("data.augmentation.aug_splits=3",),

@@ -144,6 +144,19 @@ def test_the_backward_pass_hides_all_but_the_last_bucket() -> None:
     assert slow.exposed_s(micro_batch_s=0.3, forward_share=1 / 3, accumulate=1) == pytest.approx(0.4 - 0.2)
 
 
+def test_batchnorm_that_asks_all_devices_is_waited_for() -> None:
+    arguments = {"parameters": 1000, "statistics_bytes": 10**6, "world_size": 4, "accumulate": 3}
+    plain, synchronised = (
+        plan_traffic(settings(launch__hardware__device_link_gb_per_s=1, trainer__sync_batchnorm=asks), **arguments)
+        for asks in (False, True)
+    )
+    assert plain.layer_bytes == 0
+    assert synchronised.layer_bytes == 3 * (3 + 2 * 3 / 4) * 10**6
+    assert synchronised.total_bytes - plain.total_bytes == synchronised.layer_bytes
+    waits = [traffic.exposed_s(micro_batch_s=9, forward_share=1 / 3, accumulate=3) for traffic in (plain, synchronised)]
+    assert waits[1] - waits[0] == pytest.approx(synchronised.layer_bytes / 1e9)
+
+
 # What a run waits for
 
 
