@@ -33,12 +33,14 @@ FIXED: Final = re.compile(
 )
 # Settings younger than the first run ids: named in an id where they are not at their default, so that ids stay.
 YOUNGER: Final = re.compile(
-    r"loss\.(name|bce_.*)|data\.augmentation\.aug_splits|optimizer\.layer_decay|distillation\..*|progressive\..*"
-    r"|trainer\.(matmul_precision|compile|ddp_comm_hook)|model\.stages|data\.eval_image_size"
+    r"loss\.(name|bce_.*)|data\.augmentation\.aug_(splits|repeats)|optimizer\.layer_decay|distillation\..*|progressive\..*"
+    r"|trainer\.(matmul_precision|compile|ddp_comm_hook|sync_batchnorm)|model\.stages|data\.eval_image_size"
     r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.
 MEASURED: Final = re.compile(r"data\.(val_shards|eval_image_size)|trainer\.check_val_every_n_epoch")
+# What decides how many samples BatchNorm sees together where it looks at those of all devices.
+DEVICES: Final = re.compile(r"trainer\.(devices|num_nodes)")
 UNSPOKEN: Final = re.compile(r"resume\..*|name|run_id|runs_dir")
 
 
@@ -86,6 +88,8 @@ def _changes(old: Mapping[str, Any], new: Config) -> Iterator[Change]:
             if key == "optimizer.layer_decay" and None in (before, value):
                 kind = "impossible"  # with one, a group of parameters for each layer
             if MEASURED.fullmatch(key) and new.scheduler.sched == "plateau":
+                kind = "inexact"
+            if DEVICES.fullmatch(key) and new.trainer.sync_batchnorm:
                 kind = "inexact"
             yield Change(key=key, old=shown(before), new=shown(value), kind=kind)
 

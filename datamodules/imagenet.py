@@ -19,7 +19,7 @@ from datamodules.indexing.urls import find_shards
 from datamodules.streaming.crops import CenterCrop, RandomCrop
 from datamodules.streaming.decode import Decode, Decoded
 from datamodules.streaming.device_decoding import DeviceDecoder
-from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithEpoch
+from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithPlace
 from datamodules.streaming.loaders import (
     AnyBatch,
     EpochLoader,
@@ -119,6 +119,7 @@ class ImageNetDataModule(LightningDataModule):
             global_batch_size=self.data.global_batch_size,
             num_lanes=self.data.num_lanes,
             window_shards=self.data.shuffle_window_shards,
+            repeats=self.data.augmentation.aug_repeats or 1,
             passed_over=self.next_batch or 0,
         )
         if stage == "fit":
@@ -187,6 +188,7 @@ class ImageNetDataModule(LightningDataModule):
             "global_batch_size": self.data.global_batch_size,
             "num_lanes": self.data.num_lanes,
             "shuffle_window_shards": self.data.shuffle_window_shards,
+            "repeats": self.order.repeats,
         }
 
     def stage(self, step: int) -> int:
@@ -239,12 +241,17 @@ class ImageNetDataModule(LightningDataModule):
         return listed
 
     def describe(self, step: int, micro_batch: int) -> list[dict[str, Any]]:
-        """The samples of a micro-batch of the global batch: number, epoch, shard, and key where it can be read."""
-        samples, epochs = self.order.batch(step, self.layout.slots(micro_batch))
+        """The samples of a micro-batch of the global batch: number, epoch, shard, and key where it can be read.
+
+        Of samples that are repeated also which repeat it is; their epoch is the pass over all samples.
+        """
+        slots = self.layout.slots(micro_batch)
+        samples, epochs = self.order.batch(step, slots)
+        repeats = [{"repeat": repeat} if self.order.repeats > 1 else {} for repeat in self.order.repeat(slots).tolist()]
         with closing(ShardReader(self.train_index, shard_cache(self.data))) as reader:
             return [
-                {"sample": sample, "epoch": epoch, "shard": self._shard(sample), "key": _key(reader, sample)}
-                for sample, epoch in zip(samples.tolist(), epochs.tolist(), strict=True)
+                {"sample": sample, "epoch": epoch, **repeat, "shard": self._shard(sample), "key": _key(reader, sample)}
+                for sample, epoch, repeat in zip(samples.tolist(), epochs.tolist(), repeats, strict=True)
             ]
 
     def teardown(self, stage: str) -> None:
@@ -309,7 +316,7 @@ class ImageNetDataModule(LightningDataModule):
             image_bytes = views * self.in_chans * max(sizes) ** 2
             return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
         self._device_decoders[training] = DeviceDecoder(on_cpu, source, *sizes)
-        in_workers = WithEpoch(stage(*map(LeaveEncoded, transforms)))
+        in_workers = WithPlace(stage(*map(LeaveEncoded, transforms)))
         return make_loader(source, in_workers, self.data, collate=CollateEncoded(training=training), **options)
 
     def _open_stream(self, *, first: int) -> TrainingStream:

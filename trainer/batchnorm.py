@@ -32,6 +32,7 @@ class BatchNormStatistics(Callback):
         self._compiled = False
         self._mean: torch.Tensor | None = None
         self._held: list[tuple[_BatchNorm, float | None, torch.Tensor | None]] = []
+        self._uncounted = torch.zeros((), dtype=torch.long)  # torch's SyncBatchNorm counts, into this if need be
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the statistics that the network was built or restored with, in fp32."""
@@ -58,7 +59,7 @@ class BatchNormStatistics(Callback):
         if pl_module.config.trainer.gradient_checkpointing:
             for layer in _layers(pl_module):
                 self._held.append((layer, layer.momentum, layer.num_batches_tracked))
-                layer.momentum, layer.num_batches_tracked = 0.0, None
+                layer.momentum, layer.num_batches_tracked = 0.0, self._uncounted
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let them move again."""
@@ -89,8 +90,9 @@ class BatchNormStatistics(Callback):
         if trainer.world_size > 1:
             all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
-            others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
-            torch._foreach_add_(counters, others)
+            if not pl_module.config.trainer.sync_batchnorm:  # with which all ranks' micro-batches are one
+                others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
+                torch._foreach_add_(counters, others)
         self._running.lerp_(step, self._momentum[0])
         torch._foreach_copy_(buffers, _split(self._running, buffers))
 

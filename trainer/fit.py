@@ -28,6 +28,7 @@ from trainer.results import validation_table
 from trainer.resuming import choose
 from trainer.rollback import RollBack, Rollbacks
 from trainer.signals import StopFlag
+from trainer.sync_batchnorm import synchronise
 from trainer.tracking import SafeWandbLogger, build_loggers
 from trainer.watchdog import Watchdog, WatchdogCallback
 
@@ -73,6 +74,8 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule.next_batch = start.next_batch
     module = build_module(config, restored=start.checkpoint is not None)
+    if config.trainer.sync_batchnorm and processes.is_distributed:
+        synchronise(module.network, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
     for tracker in loggers:

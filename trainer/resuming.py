@@ -81,6 +81,13 @@ def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: 
         if path is None:
             return start
         _show(changed, path, console)
+        if config.trainer.sync_batchnorm and manifest["world_size"] != processes.world_size:
+            logger.warning(
+                "trainer.sync_batchnorm: BatchNorm saw the micro-batches of %d processes together and now sees those "
+                "of %d: from here on the run is another, on the same samples",
+                manifest["world_size"],
+                processes.world_size,
+            )
         return start | {
             "checkpoint": str(path),
             "step": int(manifest["step"]),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from configs.checks.data import address_problems, batch_problems, decoder_problems, image_problems
+from configs.checks.data import address_problems, batch_problems, decoder_problems, image_problems, repeat_problems
 from configs.checks.launch import kubernetes_problems, launch_problems
 from configs.checks.model import model_problems
 from configs.checks.operation import checkpoint_problems, fault_problems
@@ -44,6 +44,7 @@ def _all_but_progressive(config: Config) -> Iterator[Problem]:
 
 CHECKS: tuple[Check, ...] = (
     batch_problems,
+    repeat_problems,
     fault_problems,
     address_problems,
     image_problems,

@@ -38,6 +38,35 @@ def batch_problems(config: Config) -> Iterator[Problem]:
         yield problem_with(config, "data.micro_batch_size", accepted, "loss.mixup_alpha", "loss.cutmix_alpha")
 
 
+def repeat_problems(config: Config) -> Iterator[Problem]:
+    """Repeated augmentation of what cannot be dealt out so, of images that do not vary, of pairs of one sample."""
+    data, loss, key = config.data, config.loss, "data.augmentation.aug_repeats"
+    size, lanes, repeats = data.global_batch_size, data.num_lanes, data.augmentation.aug_repeats
+    if repeats is None:
+        return
+    if not data.augmentation.enabled and not data.augmentation.random_erasing_prob:
+        accepted = "null beside data.augmentation.enabled = false: the repeats would be the same image"
+        yield problem_with(config, key, accepted, "data.augmentation.enabled")
+    if size % lanes:
+        return  # said of num_lanes
+    if size % (lanes * repeats):
+        accepted = (
+            f"null, or a divisor of the {size // lanes} samples that each of data.num_lanes = {lanes} has in a batch"
+        )
+        yield problem_with(config, key, accepted, "data.global_batch_size", "data.num_lanes")
+        return
+    # Mixup pairs places i and N - 1 - i of a micro-batch of an even N: an odd way apart. Repeats are multiples of
+    # what a lane has of different samples apart, which is none of those where it is even, or more than N.
+    distinct = size // lanes // repeats
+    if (loss.mixup_alpha or loss.cutmix_alpha) and distinct % 2 and distinct < data.micro_batch_size:
+        accepted = (
+            f"one that leaves each lane an even number of different samples, or {data.micro_batch_size} and more, not "
+            f"{size} / {lanes} / {repeats} = {distinct}: Mixup and CutMix would mix some with themselves"
+        )
+        beside = ("data.global_batch_size", "data.num_lanes", "loss.mixup_alpha", "loss.cutmix_alpha")
+        yield problem_with(config, key, accepted, *beside)
+
+
 def address_problems(config: Config) -> Iterator[Problem]:
     """Secrets in the URLs of shards."""
     for key in ("train_shards", "val_shards"):

@@ -156,11 +156,26 @@ def strategy_problems(config: Config) -> Iterator[Problem]:
     elif trainer.ddp_comm_hook is not None and trainer.devices == 1 and trainer.num_nodes == 1:
         accepted = "null on one device, whose gradients are sent nowhere"
         yield problem_with(config, "trainer.ddp_comm_hook", accepted, "trainer.devices", "trainer.num_nodes")
+    if trainer.sync_batchnorm:
+        yield from _sync_batchnorm(config)
     if trainer.strategy == "deepspeed":
         yield from _deepspeed(config)
     elif stage is not None:
         accepted = f"null with trainer.strategy = {trainer.strategy}"
         yield problem_with(config, "deepspeed.zero_stage", accepted, "trainer.strategy")
+
+
+def _sync_batchnorm(config: Config) -> Iterator[Problem]:
+    trainer, key = config.trainer, "trainer.sync_batchnorm"
+    if trainer.strategy == "single" or (trainer.devices == 1 and trainer.num_nodes == 1):
+        accepted = "false on one device, which has no others to ask"
+        yield problem_with(config, key, accepted, "trainer.strategy", "trainer.devices", "trainer.num_nodes")
+    if trainer.compile is not None:
+        accepted = "false beside trainer.compile: the compiled network would stop at each layer to ask other devices"
+        yield problem_with(config, key, accepted, "trainer.compile")
+    if trainer.strategy == "deepspeed" and trainer.precision != "32-true":
+        accepted = "false under DeepSpeed in 16 bits, which casts the layers' weights and not their statistics"
+        yield problem_with(config, key, accepted, "trainer.strategy", "trainer.precision")
 
 
 def _deepspeed(config: Config) -> Iterator[Problem]:

@@ -40,6 +40,10 @@ class Augmentation(Section):
     aug_splits: Annotated[int, Field(ge=2)] | None = None
     """Views of each sample that `loss.name=jsd` compares (AugMix: 3): one only cropped and flipped, the others of the
     same crop augmented too. All are in the sample's micro-batch, which is so many times as large. None is off."""
+    aug_repeats: Annotated[int, Field(ge=2)] | None = None
+    """Times that each sample is in a global batch, each time with another crop and other augmentation (Hoffer et al.,
+    arXiv 1901.09335; timm's recipes: 3). An epoch has as many steps as without, and each sample comes in one of so many
+    epochs: batches hold so many times fewer samples. Part of the order. None is off."""
     random_erasing_prob: Fraction = 0.0
     """Probability that timm's RandomErasing blanks a part of an image, on the device, after normalisation."""
     random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"

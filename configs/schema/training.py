@@ -188,6 +188,10 @@ class Trainer(Section):
     ddp_comm_hook: Literal["fp16", "bf16"] | None = None
     """Format in which DDP's ranks sum gradients, by torch's own hooks: half the traffic between nodes, for rounding the
     gradients (bf16 to 8 bits, fp16 to 11 with a range up to 65504). None sums them as they are, in fp32."""
+    sync_batchnorm: bool = False
+    """Normalise by the statistics of all devices' micro-batches together (timm's and torch's SyncBatchNorm), where the
+    micro-batch is too small for its own. BatchNorm then sees groups of micro_batch_size x devices x num_nodes: another
+    number of devices is another training, on the same samples."""
     profile_steps: tuple[PositiveInt, PositiveInt] | None = None
     """First and last optimizer step, from 1, that rank 0 writes a trace of to the run's `traces` folder, by
     torch.profiler (docs/performance.md). Steps are slower meanwhile. None is no trace."""

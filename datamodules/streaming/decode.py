@@ -20,7 +20,8 @@ class Decode:
     Attributes:
         transforms: What follows decoding, in each stage of training; where there is but one, in all.
         in_chans: 1 reads grey, 3 RGB, 4 RGBA.
-        seed: The run's seed where the transform is random: draws depend on (seed, epoch, sample) alone. None otherwise.
+        seed: The run's seed where the transform is random: draws depend on (seed, epoch, sample), and of a sample that
+            is repeated in its batch on which of its repeats it is. None otherwise.
     """
 
     def __init__(self, *transforms: Transform, in_chans: int, num_classes: int, seed: int | None) -> None:
@@ -42,7 +43,9 @@ class Decode:
             raise DataError(f"{source}: label {label}, but data.num_classes is {self.num_classes}")
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in sample)
         if self.seed is not None:
-            seed_everything(self.seed, AUGMENTATION, sample["__epoch__"], number)
+            repeat = sample["__repeat__"]
+            again = (repeat,) if repeat else ()  # without, or the first: as the draws of any run without repeats
+            seed_everything(self.seed, AUGMENTATION, sample["__epoch__"], number, *again)
         transform = self.transforms[sample["__stage__"] if len(self.transforms) > 1 else 0]
         try:
             pixels = transform(open_image(sample[extension], self.mode))

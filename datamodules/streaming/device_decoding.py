@@ -88,7 +88,8 @@ class DeviceDecoder:
         with closing(ShardReader(self._source.index, self._source.cache)) as reader:
             sample = reader.read(int(batch.samples[at]))
         say(f"{sample['__url__']}: sample {sample['__key__']}: the device cannot decode it, so the CPU tries")
-        belonging = {"__epoch__": batch.epochs[at], "__stage__": batch.stage, "__weight__": float(batch.weights[at])}
+        place = {"__epoch__": batch.epochs[at], "__repeat__": batch.repeats[at], "__stage__": batch.stage}
+        belonging = place | {"__weight__": float(batch.weights[at])}
         image, batch.targets[at], batch.samples[at], _, substituted = self._decode(sample | belonging)
         batch.substituted[at] |= substituted
         return image

@@ -35,6 +35,7 @@ class EncodedBatch(NamedTuple):
         lengths: Bytes of each sample.
         geometries: What is to become of each JPEG; None for finished pixels.
         epochs: Of each sample.
+        repeats: Of each sample, which of its repeats in the global batch it is.
         stage: Of training, that the batch is in.
         training: Whether it is of the training split.
         targets: As in Batch, like those below.
@@ -47,6 +48,7 @@ class EncodedBatch(NamedTuple):
     lengths: list[int]
     geometries: list[Geometry | None]
     epochs: list[int]
+    repeats: list[int]
     stage: int
     training: bool
     targets: torch.Tensor
@@ -69,26 +71,26 @@ class LeaveEncoded:
         return Encoded(image.plain_jpeg, geometry)
 
 
-class WithEpoch:
-    """Decodes as ``decode`` does, and adds the sample's epoch and stage: what it takes to decode it once more."""
+class WithPlace:
+    """Decodes as ``decode`` does, and adds the sample's epoch, repeat and stage: what it takes to decode it again."""
 
     def __init__(self, decode: Callable[[RawSample], Decoded]) -> None:
         self.decode = decode
 
     def __call__(self, sample: RawSample) -> tuple[Any, ...]:
-        """The parts of Decoded, the epoch, and the stage."""
-        return *self.decode(sample), sample["__epoch__"], sample["__stage__"]
+        """The parts of Decoded, the epoch, the repeat, and the stage."""
+        return *self.decode(sample), sample["__epoch__"], sample["__repeat__"], sample["__stage__"]
 
 
 class CollateEncoded:
-    """Makes batches of what WithEpoch gives. One tensor holds all files: each tensor costs a descriptor on its way."""
+    """Makes batches of what WithPlace gives. One tensor holds all files: each tensor costs a descriptor on its way."""
 
     def __init__(self, *, training: bool) -> None:
         self.training = training
 
     def __call__(self, samples: list[tuple[Any, ...]]) -> EncodedBatch:
         """Make a batch."""
-        images, *columns, epochs, stages = zip(*samples, strict=True)
+        images, *columns, epochs, repeats, stages = zip(*samples, strict=True)
         contents = [
             image.contents if isinstance(image, Encoded) else image.permute(1, 2, 0).contiguous().numpy().tobytes()
             for image in images
@@ -98,6 +100,7 @@ class CollateEncoded:
             [len(content) for content in contents],
             [image.geometry if isinstance(image, Encoded) else None for image in images],
             list(epochs),
+            list(repeats),
             stages[0],
             self.training,
             *(torch.tensor(column) for column in columns),

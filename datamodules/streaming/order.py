@@ -6,6 +6,9 @@ the next epoch where one ends, so lanes are endless. Global batch g takes the g-
 num_lanes`` samples of every
 lane: every batch is full, and every sample comes once an epoch, none dropped or repeated at the seam.
 
+With repeated augmentation (``repeats`` above 1) a lane's run is that many times shorter and comes that often in the
+batch, end to end. The lanes' epochs are then passes, of ``repeats`` epochs of training: an epoch keeps its steps.
+
 Nothing is stored but the current windows: a billion samples cost no more than a million.
 """
 
@@ -53,6 +56,7 @@ class TrainingOrder:
         global_batch_size: Samples per optimizer step.
         num_lanes: Canonical lanes; divides global_batch_size.
         window_shards: Shards of a lane that are shuffled together.
+        repeats: Times that each sample is in its global batch.
         passed_over: Global batches left out: optimizer step s takes batch s + passed_over.
     """
 
@@ -61,6 +65,7 @@ class TrainingOrder:
     global_batch_size: int
     num_lanes: int
     window_shards: int
+    repeats: int = 1
     passed_over: int = 0
     _epochs: "OrderedDict[int, _Epoch]" = field(default_factory=OrderedDict, repr=False)
     _windows: "OrderedDict[tuple[int, ...], Int64]" = field(default_factory=OrderedDict, repr=False)
@@ -68,11 +73,18 @@ class TrainingOrder:
     def __post_init__(self) -> None:
         if self.global_batch_size % self.num_lanes:
             raise ValueError(f"num_lanes {self.num_lanes} does not divide global_batch_size {self.global_batch_size}")
+        if self.per_lane % self.repeats:
+            raise ValueError(f"repeats {self.repeats} do not divide the {self.per_lane} samples of a lane in a batch")
 
     @cached_property
     def samples(self) -> int:
-        """Samples of an epoch."""
+        """Samples of an epoch; so many images are in one with repeats too."""
         return int(self.shard_samples.sum())
+
+    @property
+    def per_lane(self) -> int:
+        """Places of a global batch that belong to one lane."""
+        return self.global_batch_size // self.num_lanes
 
     def epoch_end(self, epochs: int) -> int:
         """Optimizer steps after which ``epochs`` whole epochs have been seen, or passed over."""
@@ -87,17 +99,23 @@ class TrainingOrder:
         """Samples of a step's global batch, or of the part of it that ``slots`` (half-open) names.
 
         Returns:
-            Sample numbers and the epoch each belongs to, both (slots,) int64.
+            Sample numbers and the pass over all samples that each belongs to, both (slots,) int64. Without repeats a
+            pass is an epoch.
         """
-        per_lane = self.global_batch_size // self.num_lanes
+        per_lane, distinct = self.per_lane, self.per_lane // self.repeats
         first, last = slots if slots is not None else (0, self.global_batch_size)
         parts = []
         for lane in range(first // per_lane, -(-last // per_lane)):
             low, high = max(first, lane * per_lane), min(last, (lane + 1) * per_lane)
-            positions = np.arange(low, high, dtype=np.int64) + (step + self.passed_over - lane) * per_lane
+            within = np.arange(low, high, dtype=np.int64) - lane * per_lane
+            positions = within % distinct + (step + self.passed_over) * distinct
             parts.append(self._lane(lane, positions))
         samples, epochs = zip(*parts, strict=True)
         return np.concatenate(samples), np.concatenate(epochs)
+
+    def repeat(self, slots: tuple[int, int]) -> Int64:
+        """Which of its sample's repeats is in each of these places of a global batch, from 0; (slots,) int64."""
+        return np.arange(*slots, dtype=np.int64) % self.per_lane // (self.per_lane // self.repeats)
 
     def _lane(self, lane: int, positions: Int64) -> tuple[Int64, Int64]:
         """Samples at positions of an endless lane.

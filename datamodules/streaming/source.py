@@ -26,17 +26,26 @@ from datamodules.streaming.order import TrainingOrder, evaluation_slice
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 
 RawSample = dict[str, Any]
-"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__stage__``, ``__label__``, ``__weight__``, and bytes by
-extension."""
+"""``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__repeat__``, ``__stage__``, ``__label__``,
+``__weight__``, and bytes by extension."""
 _OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Sample numbers, their epochs and their weights, (batch,) each; the stage of training that all of it is in."""
+    """Part of a global batch, or of a split.
+
+    Attributes:
+        samples: (batch,), sample numbers.
+        epochs: (batch,), their passes over all samples.
+        repeats: (batch,), which of its repeats in the global batch each is.
+        weights: (batch,), 0 for padding.
+        stage: Of training, that all of it is in.
+    """
 
     samples: Int64
     epochs: Int64
+    repeats: Int64
     weights: NDArray[np.float32]
     stage: int = 0
 
@@ -62,9 +71,10 @@ class TrainingPlan:
         """Micro-batch ``number`` since the start of the run."""
         step, batch_idx = divmod(number, self.layout.accumulate_grad_batches)
         micro_batch = self.layout.micro_batch(global_rank=self.global_rank, batch_idx=batch_idx)
-        samples, epochs = self.order.batch(step, self.layout.slots(micro_batch))
+        slots = self.layout.slots(micro_batch)
+        samples, epochs = self.order.batch(step, slots)
         stage = bisect_right(self.stage_ends, self.order.epochs_before(step))
-        return PlannedBatch(samples, epochs, np.ones(len(samples), dtype=np.float32), stage)
+        return PlannedBatch(samples, epochs, self.order.repeat(slots), np.ones(len(samples), dtype=np.float32), stage)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class EvaluationPlan:
         positions = np.arange(first + low, first + min(low + self.batch_size, length), dtype=np.int64)
         weights = (positions < last).astype(np.float32)
         samples = np.minimum(positions, self.samples - 1)
-        return PlannedBatch(samples, np.zeros_like(samples), weights)
+        return PlannedBatch(samples, np.zeros_like(samples), np.zeros_like(samples), weights)
 
 
 class ShardReader:
@@ -204,14 +214,16 @@ class ShardSource(IterableDataset[RawSample]):
         try:
             while (batch := self.plan.batch(number)) is not None:
                 left = len(batch.samples)
-                for sample, epoch, weight in zip(batch.samples, batch.epochs, batch.weights, strict=True):
+                columns = (batch.samples, batch.epochs, batch.repeats, batch.weights)
+                for sample, epoch, repeat, weight in zip(*columns, strict=True):
                     if prefetcher is not None:
                         prefetcher.reach(int(epoch), self.index.shard_of(int(sample)))
                     found = reader.read(int(sample))
                     left -= 1
                     if not left:
                         reader.give_back()
-                    yield found | {"__epoch__": int(epoch), "__stage__": batch.stage, "__weight__": float(weight)}
+                    place = {"__epoch__": int(epoch), "__repeat__": int(repeat), "__stage__": batch.stage}
+                    yield found | place | {"__weight__": float(weight)}
                 number += stride
         finally:
             reader.close()

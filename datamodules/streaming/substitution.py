@@ -37,7 +37,7 @@ class Substituting:
             return self.decode(sample)
         except BadSampleError as error:
             first = error
-        belonging = {name: sample[name] for name in ("__epoch__", "__stage__", "__weight__")}
+        belonging = {name: sample[name] for name in ("__epoch__", "__repeat__", "__stage__", "__weight__")}
         for other in islice(self.source.neighbours(sample["__index__"]), MAX_TRIES):
             try:
                 image, label, number, weight, _ = self.decode(other | belonging)

@@ -122,12 +122,13 @@ def plan_duration(
 def plan_totals(config: Config, samples: Samples, traffic: Traffic, *, steps: int) -> Totals:
     """What a run of so many optimizer ``steps`` reads and sends, at the ``traffic`` of each."""
     seen = steps * config.data.global_batch_size
+    read = seen // (config.data.augmentation.aug_repeats or 1)
     epochs = seen // samples.training
     validations = epochs // config.trainer.check_val_every_n_epoch
     return Totals(
         steps=steps,
         epochs=epochs,
         validations=validations,
-        read_bytes=round((seen + validations * samples.validation) * samples.bytes_each),
+        read_bytes=round((read + validations * samples.validation) * samples.bytes_each),
         sent_bytes=steps * traffic.total_bytes,
     )

@@ -23,7 +23,7 @@ class Speed:
         advice: What to do about it.
         step_s: Time of an optimizer step.
         images_per_s: Of the whole run.
-        storage_bytes_per_s: What each node must read for that.
+        storage_bytes_per_s: What each node must read for that; samples repeated in a batch once, and then from memory.
         images_per_device_s: What the loaders of each device must deliver for that.
         cores_per_device: Cores that this takes on decoding, at `launch.hardware.images_per_core_s`; None with nvjpeg.
     """
@@ -55,9 +55,10 @@ def plan_speed(config: Config, device: DeviceTime, traffic: Traffic, samples: Sa
         micro_batch_s=device.micro_batch_s, forward_share=device.forward_share, accumulate=accumulate
     )
     limits: dict[Limit, float] = {"device": batch / working_s}
+    repeats = config.data.augmentation.aug_repeats or 1
     if traffic.seconds:
         limits["network"] = batch / traffic.seconds
-    limits |= data_limits(config, samples, world_size=world_size)
+    limits |= data_limits(config, samples, world_size=world_size, repeats=repeats)
     step_s = with_loading(config, working_s + waiting_s, batch, limits)
     speed = batch / step_s
     bottleneck = min(limits, key=lambda part: limits[part])
@@ -67,17 +68,20 @@ def plan_speed(config: Config, device: DeviceTime, traffic: Traffic, samples: Sa
         advice=_advice(bottleneck, config, device),
         step_s=step_s,
         images_per_s=speed,
-        storage_bytes_per_s=speed * samples.bytes_each / config.trainer.num_nodes,
+        storage_bytes_per_s=speed / repeats * samples.bytes_each / config.trainer.num_nodes,
         images_per_device_s=speed / world_size,
         cores_per_device=speed / world_size / hardware.images_per_core_s if config.data.decoder == "cpu" else None,
     )
 
 
-def data_limits(config: Config, samples: Samples, *, world_size: int) -> dict[Limit, float]:
-    """Images a second of the whole run that storage and CPUs allow, where they limit it and are described."""
+def data_limits(config: Config, samples: Samples, *, world_size: int, repeats: int = 1) -> dict[Limit, float]:
+    """Images a second of the whole run that storage and CPUs allow, where they limit it and are described.
+
+    Of ``repeats`` of a sample in one batch, storage gives the first, and memory the others.
+    """
     hardware, limits = config.launch.hardware, dict[Limit, float]()
     if hardware.storage_gb_per_s is not None:
-        limits["storage"] = config.trainer.num_nodes * hardware.storage_gb_per_s * 1e9 / samples.bytes_each
+        limits["storage"] = repeats * config.trainer.num_nodes * hardware.storage_gb_per_s * 1e9 / samples.bytes_each
     if config.data.decoder == "cpu":
         limits["cpus"] = world_size * loading_cores(config, world_size) * hardware.images_per_core_s
     return limits

@@ -19,7 +19,8 @@ class Traffic:
     Attributes:
         gradient_bytes: Of gradients, reduced over the devices.
         weight_bytes: Of weights that ZeRO gathers.
-        statistics_bytes: Of BatchNorm's statistics.
+        statistics_bytes: Of BatchNorm's running statistics.
+        layer_bytes: Of what BatchNorm's layers ask each other for (`trainer.sync_batchnorm`), which nothing hides.
         buckets: Parts in which DDP reduces the gradients, each as soon as the backward pass has them; 0 without DDP.
         link_gb_per_s: The slowest link on the way; None where the hardware does not say.
         seconds: All of it over that link; None as above. Latency is not counted.
@@ -28,6 +29,7 @@ class Traffic:
     gradient_bytes: int
     weight_bytes: int
     statistics_bytes: int
+    layer_bytes: int
     buckets: int
     link_gb_per_s: float | None
     seconds: float | None
@@ -35,17 +37,19 @@ class Traffic:
     @property
     def total_bytes(self) -> int:
         """All that a device sends."""
-        return self.gradient_bytes + self.weight_bytes + self.statistics_bytes
+        return self.gradient_bytes + self.weight_bytes + self.statistics_bytes + self.layer_bytes
 
     def exposed_s(self, *, micro_batch_s: float, forward_share: float, accumulate: int) -> float:
         """The part of `seconds` in which devices wait: what the backward pass does not hide, and the last bucket."""
         if self.seconds is None or not self.total_bytes:
             return 0.0
+        layers = self.seconds * self.layer_bytes / self.total_bytes
+        others = self.seconds - layers
         if self.buckets:
             backward = micro_batch_s * (1 - forward_share)
-            return max(self.seconds / self.buckets, self.seconds - backward)
+            return layers + max(others / self.buckets, others - backward)
         gather = self.seconds * self.weight_bytes / self.total_bytes
-        return max(gather, self.seconds - accumulate * micro_batch_s)
+        return layers + max(gather, others - accumulate * micro_batch_s)
 
 
 def plan_traffic(
@@ -70,13 +74,16 @@ def plan_traffic(
     sent = working // 2 if config.trainer.ddp_comm_hook is not None and not stage else working
     gradients = half * sent * passes * (1 if stage else 2)
     weights = half * working * {0: 0, 1: 1, 2: 1, 3: 2 * accumulate}[stage]
-    total = gradients + weights + 2 * half * statistics_bytes
+    # All ranks' means and variances forward, a sum over the ranks backward.
+    layers = accumulate * (world_size - 1 + 2 * half) * statistics_bytes if config.trainer.sync_batchnorm else 0
+    total = gradients + weights + 2 * half * statistics_bytes + layers
     link = _slowest_link(config)
     buckets = 1 + math.ceil(max(working - FIRST_BUCKET_BYTES, 0) / BUCKET_BYTES)
     return Traffic(
         gradient_bytes=round(gradients),
         weight_bytes=round(weights),
         statistics_bytes=round(2 * half * statistics_bytes),
+        layer_bytes=round(layers),
         buckets=buckets if world_size > 1 and not stage else 0,
         link_gb_per_s=link,
         seconds=None if link is None and total else total / ((link or 1) * 1e9),

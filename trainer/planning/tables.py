@@ -78,6 +78,8 @@ def _traffic(plan: "Plan") -> Table:
     if traffic.weight_bytes:
         rows.append(("weights (ZeRO)", _bytes(traffic.weight_bytes)))
     rows.append(("BatchNorm statistics", _bytes(traffic.statistics_bytes)))
+    if traffic.layer_bytes:
+        rows.append(("BatchNorm's layers", _bytes(traffic.layer_bytes)))
     if traffic.buckets:
         rows.append(("buckets", str(traffic.buckets)))
     if traffic.seconds is not None:

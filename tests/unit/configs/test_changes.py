@@ -109,6 +109,17 @@ def test_what_is_validated_is_no_longer_harmless_where_the_schedule_goes_by_it()
     }
 
 
+def test_the_number_of_devices_is_no_longer_harmless_where_batchnorm_sees_all_of_them() -> None:
+    synchronised = ("trainer.sync_batchnorm=true", "data.micro_batch_size=16")
+
+    assert kinds(saved(*synchronised), *synchronised, "trainer.devices=2", "trainer.num_nodes=2") == {
+        "trainer.devices": "inexact",
+        "trainer.num_nodes": "inexact",
+    }
+    assert kinds(saved(), "trainer.devices=2") == {"trainer.devices": "harmless"}
+    assert kinds(saved(), "trainer.sync_batchnorm=true") == {"trainer.sync_batchnorm": "inexact"}
+
+
 def test_layer_decay_makes_other_groups_of_parameters() -> None:
     assert kinds(saved(), "optimizer.layer_decay=0.8") == {"optimizer.layer_decay": "impossible"}
     assert kinds(saved("optimizer.layer_decay=0.7"), "optimizer.layer_decay=0.8") == {

@@ -161,6 +161,43 @@ CASES = [
         "trainer.compile",
         "null under DeepSpeed, whose hooks gather and part what a compiled network would hold on to",
     ),
+    (
+        ("data.augmentation.aug_repeats=3",),
+        "data.augmentation.aug_repeats",
+        "null, or a divisor of the 32 samples that each of data.num_lanes = 8 has in a batch",
+    ),
+    (
+        ("data.augmentation.aug_repeats=2", "data.augmentation.enabled=false"),
+        "data.augmentation.aug_repeats",
+        "null beside data.augmentation.enabled = false: the repeats would be the same image",
+    ),
+    *(
+        (
+            ("data.augmentation.aug_repeats=32", f"loss.{name}=0.2"),
+            "data.augmentation.aug_repeats",
+            "one that leaves each lane an even number of different samples, or 64 and more, not 256 / 8 / 32 = 1: "
+            "Mixup and CutMix would mix some with themselves",
+        )
+        for name in ("mixup_alpha", "cutmix_alpha")
+    ),
+    *(
+        (
+            ("trainer.sync_batchnorm=true", alone),
+            "trainer.sync_batchnorm",
+            "false on one device, which has no others to ask",
+        )
+        for alone in ("trainer.strategy=single", "trainer.devices=1")
+    ),
+    (
+        ("trainer.sync_batchnorm=true", "trainer.compile=default"),
+        "trainer.sync_batchnorm",
+        "false beside trainer.compile: the compiled network would stop at each layer to ask other devices",
+    ),
+    (
+        (*ZERO, "trainer.sync_batchnorm=true"),
+        "trainer.sync_batchnorm",
+        "false under DeepSpeed in 16 bits, which casts the layers' weights and not their statistics",
+    ),
     (("loss.name=jsd",), "loss.name", "jsd together with data.augmentation.aug_splits, such as 3"),
     (
         ("data.augmentation.aug_splits=3",),

@@ -183,6 +183,7 @@ def test_the_position_follows_from_the_step_and_is_the_same_on_every_rank(build:
         "global_batch_size": 16,
         "num_lanes": 4,
         "shuffle_window_shards": 2,
+        "repeats": 1,
     }
     assert module.position(9) == module.position(8) | {"epoch": 1, "samples_consumed": 144, "samples_seen": 144}
     assert build(rank=0, world_size=4, seed=5).position(9) == module.position(9)

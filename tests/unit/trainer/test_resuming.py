@@ -53,6 +53,18 @@ def choose(run: RunDirectory, config: Config) -> Start:
     return choose_on_rank_0(config, run, ALONE, attempt=1, console=console)
 
 
+@pytest.mark.parametrize(("saved", "warned"), [(2, 1), (1, 0)])
+def test_another_number_of_processes_is_told_of_where_batchnorm_sees_all_of_them(
+    saved: int, warned: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config([], ["data.train_shards=x", "data.val_shards=x", "trainer.sync_batchnorm=true"]).config
+    run = RunDirectory(tmp_path)
+    save(CheckpointDirectory(run.checkpoints), STEP, world_size=saved, config=config.model_dump(mode="json"))
+
+    assert choose(run, config).step == STEP
+    assert caplog.text.count(f"saw the micro-batches of {saved} processes together and now sees those of 1") == warned
+
+
 def anew(run: RunDirectory, *overrides: str) -> RunDirectory:
     """The next attempt's configuration, checked and frozen as the launcher does."""
     place = [f"runs_dir={run.path.parent}", f"run_id={run.run_id}"]

@@ -47,7 +47,14 @@ def data(**changes: Any) -> Data:
 
 
 def sample(contents: bytes, extension: str = "png", **changes: Any) -> dict[str, Any]:
-    fields = {"__key__": "n01/img", "__url__": "/data/a.tar", "__index__": 5, "__epoch__": 2, "__label__": 1}
+    fields = {
+        "__key__": "n01/img",
+        "__url__": "/data/a.tar",
+        "__index__": 5,
+        "__epoch__": 2,
+        "__repeat__": 0,
+        "__label__": 1,
+    }
     return fields | {"__weight__": 1.0, extension: contents} | changes
 
 

@@ -7,7 +7,7 @@ from configs.problems import ConfigError
 from configs.schema import Config
 from tests.unit.trainer.settings import settings
 from trainer.planning.data import Samples
-from trainer.planning.duration import StageTime, plan_duration, plan_stage_time
+from trainer.planning.duration import StageTime, plan_duration, plan_stage_time, plan_totals
 from trainer.planning.limits import Speed, loading_cores, plan_speed
 from trainer.planning.network import plan_traffic
 from trainer.planning.step import FakeTraining
@@ -144,6 +144,19 @@ def test_the_backward_pass_hides_all_but_the_last_bucket() -> None:
     assert slow.exposed_s(micro_batch_s=0.3, forward_share=1 / 3, accumulate=1) == pytest.approx(0.4 - 0.2)
 
 
+def test_batchnorm_that_asks_all_devices_is_waited_for() -> None:
+    arguments = {"parameters": 1000, "statistics_bytes": 10**6, "world_size": 4, "accumulate": 3}
+    plain, synchronised = (
+        plan_traffic(settings(launch__hardware__device_link_gb_per_s=1, trainer__sync_batchnorm=asks), **arguments)
+        for asks in (False, True)
+    )
+    assert plain.layer_bytes == 0
+    assert synchronised.layer_bytes == 3 * (3 + 2 * 3 / 4) * 10**6
+    assert synchronised.total_bytes - plain.total_bytes == synchronised.layer_bytes
+    waits = [traffic.exposed_s(micro_batch_s=9, forward_share=1 / 3, accumulate=3) for traffic in (plain, synchronised)]
+    assert waits[1] - waits[0] == pytest.approx(synchronised.layer_bytes / 1e9)
+
+
 # What a run waits for
 
 
@@ -203,6 +216,17 @@ def test_slow_storage_is_the_bottleneck() -> None:
     assert planned.bottleneck == "storage"
     assert planned.images_per_s == pytest.approx(2000)
     assert planned.storage_bytes_per_s == pytest.approx(0.2e9)
+
+
+def test_samples_repeated_in_a_batch_are_read_once() -> None:
+    slow = {"launch__hardware__storage_gb_per_s": 0.2, "data__augmentation__aug_repeats": 2}
+    planned, config = speed(**slow)
+
+    assert planned.limits["storage"] == pytest.approx(4000)
+    assert planned.storage_bytes_per_s == pytest.approx(planned.images_per_s * 50_000)
+    assert planned.limits["cpus"] == pytest.approx(64_000)  # each is decoded anew
+    alone = plan_traffic(config, parameters=0, statistics_bytes=0, world_size=1, accumulate=1)
+    assert plan_totals(config, SAMPLES, alone, steps=1000).read_bytes == 400_000 * SAMPLES.bytes_each
 
 
 def test_a_slow_network_is_the_bottleneck() -> None:
