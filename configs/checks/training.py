@@ -130,7 +130,7 @@ def _schedule_argument(kind: str, name: str, value: object) -> str | None:
 
 def strategy_problems(config: Config) -> Iterator[Problem]:
     """What a strategy, a precision or a device cannot do."""
-    trainer, stage = config.trainer, config.deepspeed.zero_stage
+    trainer, stage, offloads = config.trainer, config.deepspeed.zero_stage, config.deepspeed.offload_optimizer
     if trainer.strategy == "single" and (trainer.num_nodes > 1 or trainer.devices not in (1, "auto")):
         accepted = "ddp or deepspeed for more than one device"
         yield problem_with(config, "trainer.strategy", accepted, "trainer.devices", "trainer.num_nodes")
@@ -160,9 +160,11 @@ def strategy_problems(config: Config) -> Iterator[Problem]:
         yield from _sync_batchnorm(config)
     if trainer.strategy == "deepspeed":
         yield from _deepspeed(config)
-    elif stage is not None:
-        accepted = f"null with trainer.strategy = {trainer.strategy}"
-        yield problem_with(config, "deepspeed.zero_stage", accepted, "trainer.strategy")
+        return
+    for name, given, off in (("zero_stage", stage is not None, "null"), ("offload_optimizer", offloads, "false")):
+        if given:
+            accepted = f"{off} with trainer.strategy = {trainer.strategy}"
+            yield problem_with(config, f"deepspeed.{name}", accepted, "trainer.strategy")
 
 
 def _sync_batchnorm(config: Config) -> Iterator[Problem]:

@@ -202,3 +202,6 @@ class Deepspeed(Section):
 
     zero_stage: Literal[1, 2, 3] | None = None
     """What ZeRO partitions: 1 optimizer states, 2 gradients too, 3 parameters too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states and the fp32 weights in the host's memory, and step there by the same optimizer of
+    timm: room on the GPU for a slower step. On the CPU it is there to be tried, and saves nothing."""

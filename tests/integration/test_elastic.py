@@ -85,21 +85,24 @@ def test_any_numbers_of_processes_one_after_the_other_train_as_one_that_was_neve
 
 
 @pytest.mark.parametrize(
-    ("stage", "opt"),
+    ("stage", "opt", "offload"),
     [
-        (1, "adamw"),
-        pytest.param(2, "sgd", marks=pytest.mark.slow),
-        (3, "sgd"),
-        pytest.param(3, "adamw", marks=pytest.mark.slow),
+        (1, "adamw", False),
+        pytest.param(2, "sgd", False, marks=pytest.mark.slow),
+        (3, "sgd", False),
+        pytest.param(3, "adamw", False, marks=pytest.mark.slow),
+        pytest.param(2, "sgd", True, marks=pytest.mark.slow),
+        pytest.param(3, "sgd", True, marks=pytest.mark.slow),
     ],
 )
 def test_zero_goes_on_on_another_number_of_processes(
-    stage: int, opt: str, toy_overrides: Overrides, tmp_path: Path
+    stage: int, opt: str, offload: bool, toy_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = toy_overrides(
         **FOUR_MICRO_BATCHES,
         trainer__strategy="deepspeed",
         deepspeed__zero_stage=stage,
+        deepspeed__offload_optimizer=str(offload).lower(),
         optimizer__opt=opt,
         ema__enabled=str(stage < 3).lower(),
     )

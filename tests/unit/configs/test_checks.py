@@ -333,6 +333,11 @@ CASES = [
         )
         for strategy in ("auto", "single", "ddp")
     ),
+    (
+        ("trainer.strategy=ddp", "deepspeed.offload_optimizer=true"),
+        "deepspeed.offload_optimizer",
+        "false with trainer.strategy = ddp",
+    ),
     ((DEEPSPEED, "ema.enabled=false"), "deepspeed.zero_stage", "1, 2 or 3 with trainer.strategy = deepspeed"),
     (
         (DEEPSPEED, "deepspeed.zero_stage=3", "trainer.precision=32-true"),

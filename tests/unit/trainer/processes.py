@@ -10,7 +10,7 @@ from tests.ports import free_port
 TIMEOUT_S = 180
 
 
-def run_ranks(code: str, *, world_size: int) -> list[object]:
+def run_ranks(code: str, *, world_size: int, timeout_s: float = TIMEOUT_S) -> list[object]:
     """Run a program on so many ranks; each prints a line of JSON as its last, which is returned by rank."""
     code += "\nimport os, sys; sys.stdout.flush(); os._exit(0)"  # as the trainer ends: no teardown of process groups
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
@@ -25,7 +25,7 @@ def run_ranks(code: str, *, world_size: int) -> list[object]:
         for rank in range(world_size)
     ]
     try:
-        ended = [rank.communicate(timeout=TIMEOUT_S) for rank in ranks]
+        ended = [rank.communicate(timeout=timeout_s) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

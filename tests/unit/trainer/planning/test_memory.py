@@ -72,6 +72,15 @@ def test_zero_deals_what_its_stage_says_to_the_devices(stage: int) -> None:
     assert planned.communication == 4 * ZERO_BUCKET * (1 if stage == 3 else 2)
 
 
+def test_an_optimizer_in_the_hosts_memory_takes_none_of_a_device() -> None:
+    zero = {"trainer__strategy": "deepspeed", "deepspeed__zero_stage": 2, "ema__enabled": False}
+    stays, _ = memory(2, **zero)
+    goes, _ = memory(2, **zero, deepspeed__offload_optimizer=True)
+
+    assert stays.optimizer > goes.optimizer == 0
+    assert goes.total < stays.total
+
+
 def test_deepspeed_in_16_bits_halves_weights_and_keeps_masters_and_moments_in_32() -> None:
     planned, parameters = memory(
         2, trainer__strategy="deepspeed", deepspeed__zero_stage=2, ema__enabled=False, optimizer__opt="adamw"
