@@ -1,112 +1,153 @@
-"""Features of training together, on two processes and under ZeRO: they train as on one, and go on as they were."""
+"""Each feature under each strategy that docs/features.md has a ✓ for: trained, gone on with, exported."""
 
+import io
+import json
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
 from configs.run import RunDirectory
-from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train
+from tests.features.catalogue import FEATURES, PLAIN, STEPS, STRATEGIES, Feature
+from tests.features.runs import prepare, write_shards
+from tests.features.table import ON_CUDA, TRAINED, cell
+from tests.features.training import RESUMED, train_and_go_on
+from tests.integration.runs import losses, newest
+from tests.ports import free_port
+from tests.unit.trainer.runs import ALONE
 from trainer.checkpoint_files import load_weights
+from trainer.export import export
+from trainer.network import build_network
 
-Overrides = Callable[..., list[str]]
-STEPS = 12
-SMALL = {
-    "data__global_batch_size": 32,  # of 8: two processes accumulate twice, one four times
-    "data__image_size": 96,
-    "optimizer__lr": 0.005,
-    "trainer__max_epochs": 6,
-    "trainer__max_steps": STEPS,
-    "trainer__gradient_checkpointing": "true",
-}
-PLATEAU = {
-    "scheduler__sched": "plateau",
-    "scheduler__decay_rate": 0.5,
-    "scheduler__patience_validations": 0,
-    "scheduler__monitor": "val/top1",
-    "optimizer__layer_decay": 0.8,
-    "loss__name": "bce",
-    "loss__bce_target_thresh": 0.2,
-    "trainer__gradient_clip_val": 1.0,
-}
-VIEWS = {
-    "loss__name": "jsd",
-    "loss__mixup_alpha": 0.0,
-    "loss__cutmix_alpha": 0.0,
-    "data__augmentation__aug_splits": 3,
-    "data__augmentation__auto_augment": "augmix-m3-w3",
-    "data__num_workers": 1,
-    "trainer__gradient_clip_val": 0.02,
-    "trainer__gradient_clip_algorithm": "agc",
-}
+TIMEOUT_S = 1500
+ROWS = {feature.name: feature for feature in [PLAIN, *FEATURES]}
+Runs = dict[str, RunDirectory]
+Trained = Callable[[str, bool], Runs]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides) -> RunDirectory:
-    """A run of a few steps, by which others are taught."""
-    overrides = toy_overrides(**SMALL | {"trainer__max_steps": 2}, model__compound_phi=-9)
-    return train(overrides, runs_dir=tmp_path_factory.mktemp("teachers"), run_id="teacher")
+def in_turn(strategy: str, *, takes_long: bool = False, mark: str = TRAINED) -> list[Feature]:
+    """The features that are trained one after the other, after the run that has none."""
+    found = [row for row in FEATURES if row.takes_long == takes_long and cell(row, strategy) == mark]
+    return [PLAIN, *found]
+
+
+def run_ranks(runs: Runs, folder: Path, *, world_size: int) -> None:
+    """Train all of them in as many processes."""
+    file = folder / "runs.json"
+    file.write_text(json.dumps([str(run.path) for run in runs.values()]))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.features.training", str(file)],
+            stdout=(folder / f"{rank}.log").open("w"),
+            stderr=subprocess.STDOUT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)},
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        codes = [rank.wait(TIMEOUT_S) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert codes == [0] * world_size, [(folder / f"{rank}.log").read_text()[-6000:] for rank in range(world_size)]
 
 
 @pytest.fixture(scope="module")
-def taught(teacher: RunDirectory) -> dict[str, object]:
-    return {**SMALL, **PLATEAU, "distillation__teacher": teacher.path, "distillation__temperature": 2.0}
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The finished runs of a strategy by the name of their feature."""
+    shards = write_shards(tmp_path_factory.mktemp("few"))
+
+    @cache
+    def trained(strategy: str, takes_long: bool) -> Runs:
+        folder = tmp_path_factory.mktemp("features")
+        features = in_turn(strategy, takes_long=takes_long)
+        runs = {each.name: prepare(each, strategy, shards=shards, runs_dir=folder) for each in features}
+        if strategy == "single":
+            torch.set_num_threads(1)
+            for run in runs.values():
+                train_and_go_on(run, ALONE)
+        else:
+            run_ranks(runs, folder, world_size=2)
+        return runs
+
+    return trained
 
 
-@pytest.fixture(scope="module")
-def two_processes(
-    tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides, taught: dict[str, object]
-) -> RunDirectory:
-    overrides = toy_overrides(trainer__devices=2, **taught)
-    return train(overrides, runs_dir=tmp_path_factory.mktemp("runs"), run_id="ddp2")
+def cells() -> list[object]:
+    """Strategy by strategy, as each trains all of its features at once."""
+    return [
+        pytest.param(
+            strategy,
+            feature.name,
+            marks=[pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
+            if takes_long or strategy not in ("single", "ddp")
+            else [],
+        )
+        for strategy in STRATEGIES
+        for takes_long in (False, True)
+        for feature in in_turn(strategy, takes_long=takes_long)[takes_long:]
+    ]
 
 
-def rates(run: RunDirectory) -> list[float]:
-    return [float(row["lr"]) for row in rows(run) if row.get("lr")]
+@pytest.mark.parametrize(("strategy", "name"), cells())
+def test_a_feature_trains_goes_on_and_is_exported(strategy: str, name: str, trained: Trained, tmp_path: Path) -> None:
+    feature = ROWS[name]
+    runs = trained(strategy, feature.takes_long)
+    check(feature, runs, tmp_path)
+    alone = trained("single", feature.takes_long)
+    if name in alone:  # micro-batch by micro-batch it is the same run
+        near = 1e-2 if feature.leaves_weights == "rounding" else 1e-3
+        assert losses(runs[name]) == pytest.approx(losses(alone[name]), rel=near)
 
 
-def test_bce_plateau_layer_decay_and_a_teacher_on_one_process_and_two(
-    two_processes: RunDirectory, toy_overrides: Overrides, taught: dict[str, object], tmp_path: Path
-) -> None:
-    one = train(toy_overrides(**taught), runs_dir=tmp_path, run_id="one")
+def check(feature: Feature, runs: Runs, out_dir: Path) -> None:
+    """A run went to its end, goes on from before it bit for bit, did what the feature is for, and is plain timm's."""
+    run, plain = runs[feature.name], runs[PLAIN.name]
+    assert len(losses(run)) == STEPS
+    assert all(map(math.isfinite, losses(run)))
 
-    assert len(losses(one)) == STEPS
-    assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
-    assert rates(one) == pytest.approx(rates(two_processes))
+    weights = load_weights(newest(run))
+    resumed = load_weights(newest(RunDirectory(run.path.parent / RESUMED / run.run_id)))
+    assert newest(run).name == f"step-{STEPS:09d}"
+    assert weights.keys() == resumed.keys() == ({"raw", "ema"} if run.load_config().ema.enabled else {"raw"})
+    for kind, tensors in weights.items():
+        differing = [name for name, tensor in tensors.items() if not torch.equal(tensor, resumed[kind][name])]
+        assert not differing, kind
 
-
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.slow) for stage in (2, 3)])
-def test_they_train_alike_under_zero(
-    stage: int, two_processes: RunDirectory, toy_overrides: Overrides, taught: dict[str, object], tmp_path: Path
-) -> None:
-    overrides = toy_overrides(
-        trainer__devices=2,
-        **taught,
-        trainer__strategy="deepspeed",
-        deepspeed__zero_stage=stage,
-        ema__enabled="false",
+    without = load_weights(newest(plain))["raw"]
+    same = without.keys() == weights["raw"].keys() and all(
+        torch.equal(tensor, without[name])
+        for name, tensor in weights["raw"].items()
+        if tensor.shape == without[name].shape
     )
-    zero = train(overrides, runs_dir=tmp_path, run_id="zero")
+    assert feature.leaves_weights == "rounding" or same == (feature.leaves_weights == "same")
 
-    assert losses(zero) == pytest.approx(losses(two_processes), abs=1e-3)
-    assert rates(zero) == pytest.approx(rates(two_processes))
-
-    stopped = RunDirectory(tmp_path / "stopped")
-    output = signal_after(process := start(overrides, runs_dir=tmp_path, run_id="stopped"), stopped, step=6)
-    assert process.returncode == 85, output
-    train(overrides, runs_dir=tmp_path, run_id="stopped")
-    whole, resumed = load_weights(newest(zero))["raw"], load_weights(newest(stopped))["raw"]
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    file = export(run, checkpoint=None, out_dir=out_dir, raw=False, console=Console(file=io.StringIO()))
+    network = build_network(run.load_config(), restored=True)
+    network.load_state_dict(load_file(file), strict=True)
+    exported = weights.get("ema", weights["raw"])
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in network.state_dict().items())
 
 
-def test_views_and_agc_on_one_process_and_two(toy_overrides: Overrides, tmp_path: Path) -> None:
-    one = train(toy_overrides(**SMALL, **VIEWS), runs_dir=tmp_path, run_id="one")
-    two = train(toy_overrides(trainer__devices=2, **SMALL, **VIEWS), runs_dir=tmp_path, run_id="two")
-
-    assert len(losses(one)) == STEPS
-    assert losses(one) == pytest.approx(losses(two), abs=1e-3)
-    ours, theirs = final_state(one)["state_dict"], final_state(two)["state_dict"]
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-3)
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_only_cuda_does_trains_there(strategy: str, tmp_path: Path) -> None:
+    """TF32, CUDA graphs, fp16, and 16 bits under DeepSpeed: a CPU refuses them."""
+    shards = write_shards(tmp_path)
+    changes = {"trainer__accelerator": "cuda", "trainer__devices": 1, "trainer__deterministic": "true"}
+    runs = {
+        each.name: prepare(each, strategy, shards=shards, runs_dir=tmp_path, **changes)
+        for each in in_turn(strategy, mark=ON_CUDA)
+    }
+    run_ranks(runs, tmp_path, world_size=1)
+    for feature in in_turn(strategy, mark=ON_CUDA):
+        check(feature, runs, tmp_path)

@@ -1,7 +1,6 @@
 """What bounds the gradient before an optimizer step."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from timm.utils import adaptive_clip_grad
 from torch.optim import Optimizer
 
 from configs.load import load_config
-from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, train, weights
+from tests.unit.trainer.runs import ALONE
 from trainer.assembly import build_datamodule, build_module, build_trainer
 
 Overrides = Callable[..., list[str]]
@@ -71,10 +70,3 @@ def test_lightnings_algorithms_are_as_they_were(algorithm: str, toy_overrides: O
     gradients = torch.cat([gradient.flatten() for gradient in found.after[0].values()])
     size = gradients.norm() if algorithm == "norm" else gradients.abs().max()
     assert float(size) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_a_run_with_agc_resumes_bit_for_bit(toy_overrides: Overrides, tmp_path: Path) -> None:
-    run = train(new_run(toy_overrides(trainer__max_steps=5, checkpoint__every_n_steps=1, **AGC), tmp_path / "whole"))
-    resumed = train(as_killed_after(run, tmp_path / "again", step=3), attempt=1)
-
-    assert not changed(weights(run, 5), weights(resumed, 5))
