@@ -131,8 +131,20 @@ def runs(
     show_runs(runs_dir, Console())
 
 
+def report(
+    run: Annotated[
+        list[str], typer.Argument(help="Run directories, run ids, or beginnings of them.", metavar="RUN...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write; RUN/report.html if left out.")] = None,
+) -> None:
+    """Write an HTML page of a run: curves, attempts, configuration; of several runs, compared."""
+    from launch.reporting.command import write_report
+
+    typer.echo(write_report(run, out=out))
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to ``effnet``."""
     app.add_typer(launch_app, name="launch")
-    for command in (status, logs, cancel, runs):
+    for command in (status, logs, cancel, runs, report):
         app.command()(command)

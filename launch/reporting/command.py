@@ -1,0 +1,39 @@
+"""``effnet report``: an HTML page of one run, or of several beside each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.problems import ConfigError, Problem
+from configs.run import RunDirectory, write_atomically
+from launch.reporting.curves import MOST_RUNS
+from launch.reporting.record import read_record
+from launch.reporting.reports import comparison, report
+
+PAGE, COMPARISON = "report.html", "comparison.html"
+
+
+def write_report(runs: Sequence[str], *, out: Path | None = None, runs_dir: str = "runs") -> Path:
+    """Write the page, all at once, and return where it is.
+
+    Args:
+        runs: Ids, beginnings of ids, or paths.
+        out: File to write. None is ``report.html`` in the run's directory, of several runs ``comparison.html`` here.
+        runs_dir: Where ids are looked for.
+
+    Raises:
+        ConfigError: If there is no such run, or there are too many.
+        OSError: If the page cannot be written.
+    """
+    if len(runs) > MOST_RUNS:
+        accepted = f"up to {MOST_RUNS} runs: lines of more cannot be told apart"
+        raise ConfigError([Problem(key="RUN", received=str(len(runs)), accepted=accepted)])
+    found = [RunDirectory.find(run, runs_dir) for run in runs]
+    records = [read_record(run) for run in found]
+    if len(records) == 1:
+        file, text = out or found[0].path / PAGE, report(records[0])
+    else:
+        file, text = out or Path(COMPARISON), comparison(records)
+    if not file.parent.is_dir():
+        raise ConfigError([Problem(key="--out", received=str(file), accepted="a file in a folder that exists")])
+    write_atomically(file, text)
+    return file

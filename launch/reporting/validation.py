@@ -1,0 +1,103 @@
+"""The section about the last ``effnet validate``, by whatever keys its ``validation.json`` has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from launch.reporting.attempts import fact_table, table
+from launch.reporting.facts import code
+from launch.reporting.markup import Markup, joined, tag
+from launch.reporting.record import Record
+from launch.reporting.wording import number
+
+WEIGHTS = (("val/", "raw weights"), ("val/ema_", "averaged weights"))
+METRICS = ("top1", "top5", "loss")
+SHARES = ("top1", "top5", "calibration_error", "balanced_top1", "crop_pct")
+MOST_CLASSES = 12
+"""Classes that are shown, the worst."""
+
+
+def validation_section(record: Record) -> Markup:
+    """Figures of each set of weights; of each setting, class and mistake where they are there."""
+    found = record.validation
+    if not found:
+        return joined(
+            [tag("p", "None yet: ", code(f"effnet validate {record.run.run_id}"), " writes it.", class_="empty")]
+        )
+    logged = {f"{prefix}{name}" for prefix, _ in WEIGHTS for name in METRICS}
+    facts = [
+        (key.replace("_", " "), _cell(key, value))
+        for key, value in found.items()
+        if key not in logged and isinstance(value, str | int | float)
+    ]
+    rows = [
+        (label, *(_cell(name, found.get(prefix + name)) for name in METRICS))
+        for prefix, label in WEIGHTS
+        if any(prefix + name in found for name in METRICS)
+    ]
+    parts = [table(("weights", "top-1", "top-5", "loss"), rows)] if rows else []
+    parts += _results(found)
+    parts.append(fact_table(facts))
+    return joined(parts)
+
+
+def _results(found: Mapping[str, Any]) -> list[Markup]:
+    """Of each setting that was evaluated a row; of the last one, classes and commonest mistakes."""
+    listed = found.get("results")
+    results = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    if not results:
+        return []
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in results for key in each)
+        if all(isinstance(each.get(key), str | int | float | None) for each in results) and key != "confusion"
+    ]
+    rows = [[_cell(key, each.get(key)) for key in keys] for each in results]
+    parts = [tag("h3", "By resolution, crop and weights"), table([key.replace("_", " ") for key in keys], rows)]
+    last, names = results[-1], found.get("class_names")
+    return [*parts, *_classes(last, names), *_mistakes(last, names)]
+
+
+def _classes(result: Mapping[str, Any], names: Any) -> list[Markup]:
+    per_class = result.get("per_class")
+    top1 = per_class.get("top1") if isinstance(per_class, dict) else None
+    if not isinstance(top1, list):
+        return []
+    scored = sorted((value, label) for label, value in enumerate(top1) if isinstance(value, int | float))
+    rows = [(_name(label, names), _meter(value)) for value, label in scored[:MOST_CLASSES]]
+    title = "By class" if len(scored) <= MOST_CLASSES else f"The {MOST_CLASSES} worst of {len(scored):,} classes"
+    return [tag("h3", title), table(("class", "top-1"), rows, style="classes")]
+
+
+def _mistakes(result: Mapping[str, Any], names: Any) -> list[Markup]:
+    listed = result.get("most_confused")
+    pairs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    if not pairs:
+        return []
+    rows = [
+        (_name(each.get("label"), names), _name(each.get("predicted"), names), each.get("samples")) for each in pairs
+    ]
+    return [tag("h3", "Commonest mistakes"), table(("class", "taken for", "samples"), rows)]
+
+
+def _meter(share: float) -> Markup:
+    width = f"{min(max(share, 0.0), 1.0):.2%}"
+    bar = tag(
+        "svg",
+        tag("rect", width="100%", height=8, rx=4, class_="rest"),
+        tag("rect", width=width, height=8, rx=4, class_="part"),
+        height=8,
+        class_="meter",
+        aria_hidden="true",
+    )
+    return joined([bar, " ", number(share, percent=True)])
+
+
+def _name(label: Any, names: Any) -> str:
+    known = isinstance(names, list) and isinstance(label, int) and 0 <= label < len(names)
+    return str(names[label]) if known else str(label)
+
+
+def _cell(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "\N{EN DASH}" if value is None else str(value)
+    return number(float(value), percent=key in SHARES)
