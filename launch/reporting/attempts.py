@@ -81,7 +81,7 @@ def _other_errors(attempts: Sequence[Attempt]) -> Markup:
     rows = [
         (
             attempt.number,
-            f"{error.get('rank')} on {error.get('host')}",
+            f"{error.get('rank', '?')} on {error.get('host', '?')}",
             error.get("step"),
             tag("pre", error.get("reason")),
         )

@@ -10,8 +10,8 @@ from launch.reporting.scales import Scale, scale_of, tick_label
 from launch.reporting.series import Metrics, thinned
 from launch.reporting.wording import number
 
-WIDTH, HEIGHT = 480.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 470.0, 10.0, 206.0
+WIDTH, HEIGHT = 480.0, 250.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 470.0, 10.0, 206.0
 """The field of the lines, in units of the drawing; ticks' numbers stand left of it and below."""
 MOST_BANDS = 120
 """Parts of a chart that each say their values."""
@@ -100,14 +100,14 @@ def _axes(chart: Chart, across: Scale, up: Scale) -> list[Markup]:
     ticks = up.ticks()
     for value in ticks:
         y = up(value)
-        label = tick_label(value, ticks, percent=chart.percent)
+        label = tick_label(value, ticks, percent=chart.percent, log=up.log)
         parts.append(tag("line", x1=LEFT, x2=RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid"))
         parts.append(tag("text", label, x=LEFT - 8, y=f"{y + 3.8:.1f}", text_anchor="end"))
     places = across.ticks(6)
     for value in places:
         label = tick_label(value, places)
-        parts.append(tag("text", label, x=f"{across(value):.1f}", y=BOTTOM + 18, text_anchor="middle"))
-    parts.append(tag("text", chart.axis, x=RIGHT, y=HEIGHT - 2, text_anchor="end", class_="axis"))
+        parts.append(tag("text", label, x=f"{across(value):.1f}", y=BOTTOM + 20, text_anchor="middle"))
+    parts.append(tag("text", chart.axis, x=RIGHT, y=HEIGHT - 5, text_anchor="end", class_="axis"))
     return parts
 
 

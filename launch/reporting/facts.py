@@ -121,11 +121,11 @@ def _checkpoint_row(checkpoint: Checkpoint, names: Iterable[str]) -> list[object
         number(float(value), percent="top1" in name) if isinstance(value, int | float) else "\N{EN DASH}"
         for name, value in values
     ]
-    name = joined([code(checkpoint.name), " ", pill("done", "latest") if checkpoint.latest else ""])
-    if not checkpoint.manifest:
-        name = joined([name, tag("em", " no readable manifest")])
+    name: list[object] = [code(checkpoint.name)]
+    name += [" ", pill("done", "latest")] if checkpoint.latest else []
+    name += [tag("em", " no readable manifest")] if not checkpoint.manifest else []
     epoch = checkpoint.manifest.get("epoch", "\N{EN DASH}")
-    return [name, moment(checkpoint.saved), size(checkpoint.size_bytes), epoch, *cells]
+    return [joined(name), moment(checkpoint.saved), size(checkpoint.size_bytes), epoch, *cells]
 
 
 def _flat(environment: Facts) -> dict[str, str]:

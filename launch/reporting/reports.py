@@ -65,10 +65,12 @@ def _title(record: Record) -> Markup:
     config = record.config
     about = []
     if config is not None:
-        about = [config.model.name, f"{config.data.image_size} pixels", f"batches of {config.data.global_batch_size:,}"]
+        data, pixels = config.data, config.data.image_size
+        about = [config.model.name, *([f"{pixels} pixels"] if pixels is not None else [])]
+        about += [f"batches of {data.global_batch_size:,}"]
         about += [f"up to epoch {config.trainer.max_epochs:g}"] if config.trainer.max_epochs is not None else []
     world = next((each.environment.get("world_size") for each in record.attempts[::-1] if each.environment), None)
-    about += [counted(world, "process").replace("processs", "processes")] if isinstance(world, int) else []
+    about += [counted(world, "process", "processes")] if isinstance(world, int) else []
     lead = tag("p", " \N{MIDDLE DOT} ".join(about), class_="lead") if about else ""
     return tag("header", tag("h1", record.run.run_id, " ", _state(record)), lead)
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 STEEP = 100.0
 """A largest value so many times the median is drawn on a logarithmic axis: else all but a peak would be one line."""
 
+THOUSANDS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -53,17 +55,20 @@ def scale_of(
     return Scale(low if from_zero and low == 0 else low - room, high + room, start, end)
 
 
-def tick_label(value: float, ticks: Sequence[float], *, percent: bool = False) -> str:
-    """A tick's number, all of an axis with the same decimals."""
+def tick_label(value: float, ticks: Sequence[float], *, percent: bool = False, log: bool = False) -> str:
+    """A tick's number, all of a linear axis with the same unit and decimals."""
+    if log:
+        ticks = [value]
     if value == 0 and not percent:
         return "0"
-    apart = min((b - a for a, b in pairwise(ticks)), default=abs(value) or 1.0)
+    apart = min((b - a for a, b in pairwise(ticks)), default=abs(value))
     largest = max(map(abs, ticks), default=0.0)
     if percent:
         return f"{value * 100:.{_decimals(apart * 100)}f}\N{NARROW NO-BREAK SPACE}%"
-    if largest >= 1e6 or 0 < largest < 1e-3:
+    if 0 < largest < 1e-3 or largest >= 1e15:
         return f"{value:.2g}"
-    return f"{value:,.{_decimals(apart)}f}"
+    unit, letter = next(((unit, letter) for unit, letter in THOUSANDS if largest >= 10 * unit), (1.0, ""))
+    return f"{value / unit:,.{_decimals(apart / unit)}f}{letter}"
 
 
 def _decimals(apart: float) -> int:

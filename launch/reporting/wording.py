@@ -54,6 +54,6 @@ def size(count: float | None) -> str:
     return f"{count:.3g}\N{NO-BREAK SPACE}{unit}"
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, one: str, several: str | None = None) -> str:
     """Such as ``2 attempts``."""
-    return f"{count:,}\N{NO-BREAK SPACE}{noun}{'' if count == 1 else 's'}"
+    return f"{count:,}\N{NO-BREAK SPACE}{one if count == 1 else several or one + 's'}"
