@@ -28,7 +28,8 @@ def write_report(runs: Sequence[str], *, out: Path | None = None, runs_dir: str 
         accepted = f"up to {MOST_RUNS} runs: lines of more cannot be told apart"
         raise ConfigError([Problem(key="RUN", received=str(len(runs)), accepted=accepted)])
     found = [RunDirectory.find(run, runs_dir) for run in runs]
-    records = [read_record(run) for run in found]
+    ids = [run.run_id for run in found]
+    records = [read_record(run, name=str(run.path) if ids.count(run.run_id) > 1 else None) for run in found]
     if len(records) == 1:
         file, text = out or found[0].path / PAGE, report(records[0])
     else:

@@ -61,7 +61,7 @@ def compared_configurations(records: Sequence[Record]) -> Markup:
             rows.append([code(key), *map(code, values)])
     if not rows:
         return tag("p", "All settings are the same.", class_="empty")
-    return table(("setting", *(record.run.run_id for record in records)), rows, style="settings")
+    return table(("setting", *(record.name for record in records)), rows, style="settings")
 
 
 def environment_section(record: Record) -> Markup:

@@ -90,6 +90,7 @@ class Record:
 
     Attributes:
         run: Its directory.
+        name: As the report calls it.
         state: In a line.
         metrics: Its rows.
         attempts: By number.
@@ -104,6 +105,7 @@ class Record:
     """
 
     run: RunDirectory
+    name: str
     state: str
     metrics: Metrics
     attempts: list[Attempt]
@@ -117,12 +119,13 @@ class Record:
     uncommitted: str = ""
 
 
-def read_record(run: RunDirectory) -> Record:
-    """Read all of it, once."""
+def read_record(run: RunDirectory, *, name: str | None = None) -> Record:
+    """Read all of it, once; it is called by its id if no name is given."""
     now = _state(run)
     config, fault = _config(run)
     return Record(
         run=run,
+        name=name or run.run_id,
         state=now,
         metrics=read_metrics(run.metrics_file),
         attempts=_attempts(run, running=now.startswith(RUNNING)),

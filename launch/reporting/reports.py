@@ -44,15 +44,15 @@ def report(record: Record) -> str:
         ("Environment", environment_section(record)),
     ]
     header = joined([_title(record), _cards(record)])
-    return page(f"{record.run.run_id} \N{MIDDLE DOT} effnet", header, sections, _footer([record]))
+    return page(f"{record.name} \N{MIDDLE DOT} effnet", header, sections, _footer([record]))
 
 
 def comparison(records: Sequence[Record]) -> str:
     """The page of several runs."""
-    names = [record.run.run_id for record in records]
+    names = [record.name for record in records]
     sections = [
         ("Figures", _compared_figures(records)),
-        ("Curves", compared_curves([(record.run.run_id, record.metrics) for record in records])),
+        ("Curves", compared_curves([(record.name, record.metrics) for record in records])),
         ("Configuration that differs", compared_configurations(records)),
         ("Attempts", _compared_attempts(records)),
     ]
@@ -72,7 +72,7 @@ def _title(record: Record) -> Markup:
     world = next((each.environment.get("world_size") for each in record.attempts[::-1] if each.environment), None)
     about += [counted(world, "process", "processes")] if isinstance(world, int) else []
     lead = tag("p", " \N{MIDDLE DOT} ".join(about), class_="lead") if about else ""
-    return tag("header", tag("h1", record.run.run_id, " ", _state(record)), lead)
+    return tag("header", tag("h1", record.name, " ", _state(record)), lead)
 
 
 def _state(record: Record) -> Markup:
@@ -119,7 +119,7 @@ def _compared_figures(records: Sequence[Record]) -> Markup:
             rows.append([f"Best: {title}", *said])
     rows.append(["Optimizer steps", *(number(float(max(each.metrics.steps, default=0))) for each in records)])
     rows.append(["Time at work", *(duration(_worked_s(record)) for record in records)])
-    return table(("the last", *(record.run.run_id for record in records)), rows, style="figures")
+    return table(("the last", *(record.name for record in records)), rows, style="figures")
 
 
 def _compared_attempts(records: Sequence[Record]) -> Markup:
@@ -127,14 +127,14 @@ def _compared_attempts(records: Sequence[Record]) -> Markup:
     for record in records:
         last = record.attempts[-1] if record.attempts else None
         reason = f"{last.culprit} {last.reason}".strip() if last is not None else ""
-        name = code(record.run.run_id)
+        name = code(record.name)
         rows.append([name, _state(record), len(record.attempts), duration(_worked_s(record)), reason or NOTHING])
     return table(("run", "state", "attempts", "time at work", "last ended with"), rows)
 
 
 def _footer(records: Sequence[Record]) -> Markup:
     written = f"Written {moment(time.time())} UTC by "
-    command = code(f"effnet report {' '.join(record.run.run_id for record in records)}")
+    command = code(f"effnet report {' '.join(record.name for record in records)}")
     still = any(record.state.startswith(RUNNING) for record in records)
     again = " The run goes on: give the command again for what has come since." if still else ""
     return tag("p", written, command, ".", again)

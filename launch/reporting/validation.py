@@ -20,9 +20,7 @@ def validation_section(record: Record) -> Markup:
     """Figures of each set of weights; of each setting, class and mistake where they are there."""
     found = record.validation
     if not found:
-        return joined(
-            [tag("p", "None yet: ", code(f"effnet validate {record.run.run_id}"), " writes it.", class_="empty")]
-        )
+        return joined([tag("p", "None yet: ", code(f"effnet validate {record.name}"), " writes it.", class_="empty")])
     logged = {f"{prefix}{name}" for prefix, _ in WEIGHTS for name in METRICS}
     facts = [
         (key.replace("_", " "), _cell(key, value))

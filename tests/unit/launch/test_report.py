@@ -461,6 +461,14 @@ def test_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
     assert "All settings are the same" in page.section("Configuration that differs").text
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [str(new_run(tmp_path / folder / "mine").path) for folder in ("old", "new")]
+
+    page = parsed(write_report(runs, out=tmp_path / "both.html").read_text(encoding="utf-8"))
+
+    assert [row[0] for row in page.section("Attempts").rows()[1:]] == runs
+
+
 # The command
 
 
