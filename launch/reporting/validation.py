@@ -1,9 +1,11 @@
 """The section about the last ``effnet validate``, by whatever keys its ``validation.json`` has."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from launch.reporting.attempts import fact_table, table
+from launch.reporting.confusion import draw_matrix, read_matrix
 from launch.reporting.facts import code
 from launch.reporting.markup import Markup, joined, tag
 from launch.reporting.record import Record
@@ -33,12 +35,12 @@ def validation_section(record: Record) -> Markup:
         if any(prefix + name in found for name in METRICS)
     ]
     parts = [table(("weights", "top-1", "top-5", "loss"), rows)] if rows else []
-    parts += _results(found)
+    parts += _results(record.run.path, found)
     parts.append(fact_table(facts))
     return joined(parts)
 
 
-def _results(found: Mapping[str, Any]) -> list[Markup]:
+def _results(folder: Path, found: Mapping[str, Any]) -> list[Markup]:
     """Of each setting that was evaluated a row; of the last one, classes and commonest mistakes."""
     listed = found.get("results")
     results = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
@@ -52,7 +54,7 @@ def _results(found: Mapping[str, Any]) -> list[Markup]:
     rows = [[_cell(key, each.get(key)) for key in keys] for each in results]
     parts = [tag("h3", "By resolution, crop and weights"), table([key.replace("_", " ") for key in keys], rows)]
     last, names = results[-1], found.get("class_names")
-    return [*parts, *_classes(last, names), *_mistakes(last, names)]
+    return [*parts, *_classes(last, names), *_mistakes(last, names), *_confusion(folder, last, names)]
 
 
 def _classes(result: Mapping[str, Any], names: Any) -> list[Markup]:
@@ -75,6 +77,15 @@ def _mistakes(result: Mapping[str, Any], names: Any) -> list[Markup]:
         (_name(each.get("label"), names), _name(each.get("predicted"), names), each.get("samples")) for each in pairs
     ]
     return [tag("h3", "Commonest mistakes"), table(("class", "taken for", "samples"), rows)]
+
+
+def _confusion(folder: Path, result: Mapping[str, Any], names: Any) -> list[Markup]:
+    rows = read_matrix(folder, str(result.get("confusion", "")))
+    if rows is None:
+        return []
+    drawn = draw_matrix(rows, [_name(label, names) for label in range(len(rows))])
+    note = "Labels downwards, what they were taken for to the right; the stronger, the larger the share of a label."
+    return [tag("h3", "Confusion"), tag("figure", drawn, tag("p", note, class_="note"))]
 
 
 def _meter(share: float) -> Markup:

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -330,6 +331,33 @@ def test_validation_shows_the_keys_that_are_there(tmp_path: Path) -> None:
     assert [EVIL, " 25.00\u202f%"] in rows
     assert [EVIL, "cat", "3"] in rows
     assert not section.all("img")
+
+
+def test_a_confusion_matrix_is_drawn_from_the_file_that_is_named(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    matrices = {"few": np.array([[3, 1], [0, 0]]), "many": np.eye(41, dtype=np.int64), "other": np.eye(2)}
+    (run.path / "validation").mkdir()
+    np.savez_compressed(run.path / "validation/confusion.npz", **matrices)
+    np.savez(tmp_path / "outside.npz", **matrices)
+    whole = (run.path / "validation/confusion.npz").read_bytes()
+    (run.path / "validation/half.npz").write_bytes(whole[: len(whole) // 2])
+
+    def drawn(where: str) -> list[Element]:
+        result = {"results": [{"top1": 0.75, "confusion": where}], "class_names": ["cat", "owl"]}
+        (run.path / "validation.json").write_text(json.dumps(result))
+        return page_of(run).section("Validation").all("svg", "matrix")
+
+    (matrix,) = drawn("validation/confusion.npz:few")
+    cells = [*matrix.all("rect", "right"), *matrix.all("rect", "wrong")]
+    assert [(cell.text, cell.attributes["fill-opacity"]) for cell in cells] == [
+        ("cat, taken for cat: 3 of 4", "0.78"),
+        ("owl, taken for owl: 0 of 0", "0"),
+        ("cat, taken for owl: 1 of 4", "0.34"),
+        ("owl, taken for cat: 0 of 0", "0"),
+    ]
+    for where in ("confusion.npz:many", "confusion.npz:other", "confusion.npz:none", "half.npz:few", "none.npz:few"):
+        assert drawn(f"validation/{where}") == []
+    assert drawn("../outside.npz:few") == []
 
 
 # Any text, any state
