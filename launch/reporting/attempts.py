@@ -6,7 +6,7 @@ from typing import Any
 from launch.reporting.markup import Markup, joined, tag
 from launch.reporting.record import Attempt, Record, rollback_in_words
 from launch.reporting.timeline import SYMBOLS, WORDS, style_of, timeline
-from launch.reporting.wording import counted, duration, moment
+from launch.reporting.wording import duration, moment
 
 MOST_STEPS = 50
 """Steps that were not finite which are shown; the file has all."""
@@ -98,7 +98,7 @@ def _rollbacks(entries: Sequence[dict[str, Any]]) -> Markup:
     if not entries:
         return Markup("")
     rows = [(moment(_time(entry)), rollback_in_words(entry)) for entry in entries]
-    return joined([tag("h3", f"Went back {counted(len(rows), 'time')}"), table(("when (UTC)", "why"), rows)])
+    return joined([tag("h3", f"Went back to an earlier checkpoint ({len(rows)})"), table(("when (UTC)", "why"), rows)])
 
 
 def _nonfinite(entries: Sequence[dict[str, Any]]) -> Markup:
@@ -109,7 +109,7 @@ def _nonfinite(entries: Sequence[dict[str, Any]]) -> Markup:
         for entry in entries[-MOST_STEPS:]
     ]
     more = f", the last {MOST_STEPS} of them" if len(entries) > MOST_STEPS else ""
-    title = tag("h3", f"{counted(len(entries), 'step')} that were not finite{more}")
+    title = tag("h3", f"Steps that were not finite ({len(entries):,}{more})")
     return joined([title, table(("step", "what", "then", "attempt", "samples"), rows)])
 
 

@@ -93,7 +93,7 @@ def checkpoints_section(record: Record) -> Markup:
     shown_ones = record.checkpoints[::-1][:MOST_CHECKPOINTS]
     metrics = ("val/top1", "val/ema_top1", "val/loss", "val/ema_loss")
     if shown_ones:
-        headings = ("checkpoint", "saved (UTC)", "size", "epoch", "top-1", "averaged", "loss", "averaged loss")
+        headings = ("checkpoint", "written (UTC)", "size", "epoch", "top-1", "averaged", "loss", "averaged loss")
         rows = [_checkpoint_row(checkpoint, metrics) for checkpoint in shown_ones]
         parts.append(table(headings, rows))
         more = len(record.checkpoints) - len(shown_ones)

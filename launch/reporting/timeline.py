@@ -9,6 +9,8 @@ from launch.reporting.wording import duration, moment
 
 TOP, THICK, HEIGHT = 20, 26, 64
 """Of the bars, in pixels; above them is what went wrong, below them are checkpoints. Places along are in percent."""
+LATEST_S = 60.0
+"""Seconds after an attempt's end in which something of it may still happen."""
 NARROWEST, NARROWEST_LABELLED = 0.5, 9.0
 LONGEST_GAP = 0.04
 """Share of all work that a pause between two attempts is drawn as, at most: some wait for days in a queue."""
@@ -89,8 +91,10 @@ def timeline(record: Record) -> Markup | None:
     clock = clock_of([(begin, end) for begin, end, _ in timed])
     bars = [_bar(attempt, clock(begin), clock(end)) for begin, end, attempt in timed]
     ends = [(end, "failed", _ending(each)) for _, end, each in timed if style_of(each.exit_class) in FAULTS]
-    marks = [_event(clock(time), kind, said, time) for time, kind, said in (*ends, *events(record))]
     first, last = timed[0][0], max(end for _, end, _ in timed)
+    # Files of a run that was copied may be as young as the copy.
+    happened = [each for each in (*ends, *events(record)) if first <= each[0] <= last + LATEST_S]
+    marks = [_event(clock(time), kind, said, time) for time, kind, said in happened]
     words = "; ".join(f"attempt {attempt.number} {WORDS.get(attempt.exit_class, '')}" for *_, attempt in timed)
     svg = tag(
         "svg",

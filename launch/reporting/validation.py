@@ -35,9 +35,7 @@ def validation_section(record: Record) -> Markup:
         if any(prefix + name in found for name in METRICS)
     ]
     parts = [table(("weights", "top-1", "top-5", "loss"), rows)] if rows else []
-    parts += _results(record.run.path, found)
-    parts.append(fact_table(facts))
-    return joined(parts)
+    return joined([*parts, fact_table(facts), *_results(record.run.path, found)])
 
 
 def _results(folder: Path, found: Mapping[str, Any]) -> list[Markup]:
@@ -49,7 +47,9 @@ def _results(folder: Path, found: Mapping[str, Any]) -> list[Markup]:
     keys = [
         key
         for key in dict.fromkeys(key for each in results for key in each)
-        if all(isinstance(each.get(key), str | int | float | None) for each in results) and key != "confusion"
+        if all(isinstance(each.get(key), str | int | float | None) for each in results)
+        and any(each.get(key) is not None for each in results)
+        and key != "confusion"
     ]
     rows = [[_cell(key, each.get(key)) for key in keys] for each in results]
     parts = [tag("h3", "By resolution, crop and weights"), table([key.replace("_", " ") for key in keys], rows)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -307,6 +308,19 @@ def test_checkpoints_are_told_by_their_manifests(tmp_path: Path) -> None:
     assert rows[-1] == ["quarantine/step-000000005", "checksum"]
 
 
+def test_checkpoints_of_the_time_of_an_attempt_stand_in_the_timeline(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine", outcomes=[FAILED, DONE])
+    for step, time in ((10, STARTED + 50), (20, STARTED + 505), (30, STARTED + 9e6)):
+        folder = run.checkpoints / f"step-{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        os.utime(folder / "manifest.json", (time, time))
+
+    ticks = page_of(run).section("Attempts and faults").all("rect", "saved")
+
+    assert [tick.text.rpartition(" ")[2] for tick in ticks] == ["step-000000010", "step-000000020"]
+
+
 def test_validation_shows_the_keys_that_are_there(tmp_path: Path) -> None:
     run = new_run(tmp_path / "mine")
     assert "effnet validate mine" in page_of(run).section("Validation").text
@@ -327,7 +341,7 @@ def test_validation_shows_the_keys_that_are_there(tmp_path: Path) -> None:
     assert ["raw weights", "75.00\u202f%", NOTHING, "0.5"] in rows
     assert ["samples", "1,797"] in rows
     assert ["new key", "shown"] in rows
-    assert ["ema", "64", "50.00\u202f%", "4.00\u202f%", NOTHING] in rows
+    assert ["ema", "64", "50.00\u202f%", "4.00\u202f%"] in rows
     assert [EVIL, " 25.00\u202f%"] in rows
     assert [EVIL, "cat", "3"] in rows
     assert not section.all("img")
@@ -447,7 +461,7 @@ def test_rows_that_are_half_written_or_odd_are_left_out(tmp_path: Path) -> None:
     assert read_metrics(file).steps.tolist() == []
     file.write_text(f"{HEADER}\n{train_row(1)}\n1,2,3\nx{train_row(2)}\n{train_row(3)}\n{train_row(4)[:-9]}")
     assert read_metrics(file).steps.tolist() == [1, 2, 3]
-    file.write_text(f"{HEADER}\n{train_row(1)}\n{train_row(25)[: len(train_row(2))]}")
+    file.write_text(f"{HEADER}\n{train_row(1)}\n{val_row(2, top1=0.5)[:-1]}")
 
     metrics = read_metrics(file)
 
