@@ -44,18 +44,46 @@ def fit(
 
 @app.command()
 def validate(
-    run: Run,
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL|FILE",
+            help="Run (directory, id, or the beginning of one) or checkpoint directory; timm's name of a model with "
+            "published weights, hf-hub:… or local-dir:…; or a file of weights, with --model.",
+        ),
+    ],
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side of images; the run's own if left out.")] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of an image seen; the run's own if left out.")
+    model: Annotated[str | None, typer.Option(help="timm's name of the network that a file of weights is of.")] = None,
+    shards: Annotated[
+        list[str] | None, typer.Option(help="Shards or their list, as data.val_shards takes them; the run's own.")
     ] = None,
+    image_size: Annotated[str | None, typer.Option(help="Sides of images, such as 224,256; the subject's own.")] = None,
+    crop_pct: Annotated[
+        str | None, typer.Option(help="Shares of an image, such as 0.875,1; the subject's own.")
+    ] = None,
+    real_labels: Annotated[
+        str | None,
+        typer.Option(help="Other labels by name: ImageNet-ReaL's real.json, imagenet for timm's copy of it."),
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes; one a GPU, or one, if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of results; the run's if left out.")] = None,
 ) -> None:
-    """Evaluate a run's newest checkpoint: each validation sample once, raw and averaged weights."""
-    from launch import fit as local
+    """Evaluate on a split, each sample once: accuracy, loss, calibration, classes, confusion; raw and averaged."""
+    from launch import validation
 
-    options = _options(checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct)
-    raise typer.Exit(local.on_run("validate", run, options))
+    options = validation.Options(
+        checkpoint=checkpoint,
+        model=model,
+        shards=tuple(shards or ()),
+        image_size=image_size,
+        crop_pct=crop_pct,
+        real_labels=real_labels,
+        devices=devices,
+        out=out,
+        overrides=tuple(overrides or ()),
+    )
+    raise typer.Exit(validation.validate(subject, options))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``effnet fit``, ``validate`` and ``export``: a run on this machine."""
+"""``effnet fit`` and ``export``: a run on this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from launch.engines import refuse_if_submitted
 from launch.inbox import SignalInbox
 from launch.lock import locked
 from launch.restarts import Restarts
-from launch.supervisor import described, run_command, trainer_command
+from launch.supervisor import GRACE_S, agent_environment, described, run_command, trainer_command
 
 console = Console(stderr=True, soft_wrap=True)  # paths and commands stay whole, to be copied
 LOST = "ended without a word: its launcher was killed, or the machine went down"
@@ -109,16 +109,27 @@ def on_run(command: str, run: str, options: Sequence[str]) -> int:
         ConfigError: If there is no such run.
     """
     directory = RunDirectory.find(run)
-    log_dir = directory.path / "logs" / command
+    return in_processes(command, directory, options, log_dir=directory.path / "logs" / command)
+
+
+def in_processes(
+    command: str, directory: RunDirectory, options: Sequence[str], *, log_dir: Path, devices: int = 1
+) -> int:
+    """Run a command of the trainer on a directory; says what ended it, and returns the exit code."""
     log_dir.mkdir(parents=True, exist_ok=True)
     for old in log_dir.glob("rank_*"):  # of an earlier call
         old.unlink()
     arguments = (command, str(directory.path), f"--log-dir={log_dir}", *options)
-    status = run_command(trainer_command(*arguments, devices=1), devices=1, log_dir=log_dir, environment=os.environ)
-    if status != EXIT_DONE:
-        reasons = [error["reason"] for error in rank_errors(log_dir)] or [f"ended with status {status}"]
-        console.print(f"error: {reasons[0]}\nlog: {log_dir}", style="red", highlight=False, markup=False)
-    return status if status >= 0 else 1
+    environment = agent_environment(os.environ, timeout_s=GRACE_S)
+    status = run_command(
+        trainer_command(*arguments, devices=devices), devices=devices, log_dir=log_dir, environment=environment
+    )
+    if status == EXIT_DONE:
+        return EXIT_DONE
+    errors = rank_errors(log_dir)
+    reasons = [error["reason"] for error in errors] or [f"ended with status {status}"]
+    console.print(f"error: {reasons[0]}\nlog: {log_dir}", style="red", highlight=False, markup=False)
+    return int(errors[0]["exit_code"]) if errors else max(status, 1)
 
 
 def check_machine(config: Config, devices: int, *, command: str = "effnet fit") -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from configs.lifeline import end_with_parent
@@ -77,16 +78,10 @@ def main() -> int:
                 result=arguments.result,
             )
         elif arguments.command == "validate":
-            from trainer.evaluation import validate
+            from trainer.evaluation.command import Request, validate
 
-            validate(
-                run,
-                checkpoint=arguments.checkpoint,
-                processes=processes,
-                console=console,
-                image_size=arguments.image_size,
-                crop_pct=arguments.crop_pct,
-            )
+            request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
+            validate(request, processes=processes, console=console)
         else:
             from trainer.export import export
 
@@ -151,8 +146,15 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--sizes", type=int, nargs="+", required=True, help="micro-batch sizes, ascending")
             command.add_argument("--world-size", type=int, required=True, help="devices of the run")
         if name == "validate":
-            command.add_argument("--image-size", type=int, help="side of images in pixels; the run's own if left out")
-            command.add_argument("--crop-pct", type=float, help="share of an image seen; the run's own if left out")
+            # What each is: trainer/evaluation/command.py. RUN is the folder of results where a model is named.
+            command.add_argument("--model")
+            command.add_argument("--weights", type=Path)
+            command.add_argument("--shards", nargs="+", default=())
+            command.add_argument("--image-sizes", type=int, nargs="+", default=())
+            command.add_argument("--crop-pcts", type=float, nargs="+", default=())
+            command.add_argument("--real-labels")
+            command.add_argument("--out", type=Path)
+            command.add_argument("--overrides", nargs="+", default=())
         if name == "export":
             command.add_argument("--out-dir", type=Path)
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")

@@ -186,15 +186,22 @@ class EfficientNetModule(LightningModule):
         """Begin the sums of each set of weights."""
         self._sums = {prefix: torch.zeros(4, device=self.device) for prefix, _ in self._evaluated()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add loss, top-1, top-5 and count of a batch to the sums; padding has weight 0."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Add loss, top-1, top-5 and count of a batch to the sums; padding has weight 0.
+
+        Returns:
+            (N, num_classes) float32 logits of each set of weights, ``""`` and ``ema_``, for callbacks.
+        """
         images = self.normalise(batch.images)
+        found: dict[str, torch.Tensor] = {}
         for prefix, network in self._evaluated():
             logits = network(images).float()
             losses = cross_entropy(logits, batch.targets, reduction="none")
             ranked = logits.topk(min(5, logits.shape[1])).indices == batch.targets[:, None]
             parts = (losses, ranked[:, 0], ranked.any(1), torch.ones_like(losses))
             self._sums[prefix] += torch.stack([(part * batch.weights).sum() for part in parts])
+            found[prefix] = logits
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Sum over the ranks, check that every sample came once, log.

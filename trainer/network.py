@@ -121,11 +121,12 @@ def check_name(name: str) -> None:
     if dot and family in known:
         known = timm.list_pretrained(f"{family}.*")
     if name not in known:
-        accepted = f"an EfficientNet of timm: {_close(name, known)}"
+        accepted = f"an EfficientNet of timm: {close_names(name, known)}"
         raise ConfigError([Problem(key="model.name", received=shown(name), accepted=accepted)])
 
 
-def _close(name: str, known: list[str]) -> str:
+def close_names(name: str, known: list[str]) -> str:
+    """The names that somebody may have meant, for a message."""
     found = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(found)}?" if found else f"{', '.join(known[:3])}, …"
 
@@ -183,8 +184,13 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def read_weights(path: Path, *, key: str) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, *, key: str, use_ema: bool = True) -> dict[str, torch.Tensor]:
     """Tensors by name from a safetensors file or a pickle, whose code is not run, or from a run or a checkpoint.
+
+    Args:
+        path: Of the file or the folder.
+        key: What to call it in messages.
+        use_ema: Take averaged weights, where there are some.
 
     Raises:
         DataError: If the file is missing or holds anything else, or no checkpoint verifies.
@@ -193,12 +199,13 @@ def read_weights(path: Path, *, key: str) -> dict[str, torch.Tensor]:
         run = RunDirectory(path)
         found = CheckpointDirectory(run.checkpoints).chosen(None) if run.checkpoints.is_dir() else path
         kinds = load_weights(found)
-        logger.info("%s: %s weights of %s", key, "averaged" if "ema" in kinds else "raw", found)
-        return kinds.get("ema", kinds["raw"])
+        averaged = use_ema and "ema" in kinds
+        logger.info("%s: %s weights of %s", key, "averaged" if averaged else "raw", found)
+        return kinds["ema" if averaged else "raw"]
     if not path.is_file():
         raise DataError(f"{key} {path} is neither a file nor a folder")
     try:
-        state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=True, weights_only=True)
+        state: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
     # What timm, torch and safetensors raise for a file that is damaged, or is no file of weights.
     except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, SafetensorError) as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):

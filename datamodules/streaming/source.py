@@ -18,7 +18,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from configs.batches import BatchLayout
 from configs.problems import DataError
 from datamodules.indexing.index import Int64, ShardIndex
-from datamodules.indexing.scan import LASTING_ERRORS, read_members
+from datamodules.indexing.scan import LASTING_ERRORS, read_members, split_name
+from datamodules.indexing.tar import members
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
 from datamodules.storage.stats import Stat
@@ -29,6 +30,8 @@ RawSample = dict[str, Any]
 """``__key__``, ``__url__``, ``__index__``, ``__epoch__``, ``__repeat__``, ``__stage__``, ``__label__``,
 ``__weight__``, and bytes by extension."""
 _OPEN_SHARDS = 64
+_HEAD_BYTES = 4096
+"""More than the headers of most names take."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,22 @@ class ShardReader:
             "__index__": sample,
             "__label__": int(index.labels[sample]),
         }
+
+    def key(self, sample: int) -> str:
+        """Key of one sample, from the first header of it.
+
+        Raises:
+            DataError: If the shard is gone or holds something else than the index says.
+            UnreachableError: If a server does not give it.
+        """
+        index, shard = self.index, self.index.shard_of(sample)
+        offset, length = int(index.offsets[sample]), int(index.sizes[sample])
+        head = os.pread(self._file(shard), min(length, _HEAD_BYTES), offset)
+        try:
+            first = next(members(io.BytesIO(head), length=length, source=str(index.shards[shard]), whole=False))
+        except DataError:  # a name that is longer than that
+            return str(self.read(sample)["__key__"])
+        return split_name(first.name)[0]
 
     def give_back(self) -> None:
         """Close remote shards, that others may take their room in the cache.

@@ -16,7 +16,7 @@ from tests.conftest import NUM_CLASSES, picture
 from tests.unit.trainer.runs import ALONE, average, new_run, rows, train, weights
 from trainer import metrics
 from trainer.assembly import build_datamodule, build_module, build_trainer
-from trainer.evaluation import validate
+from trainer.evaluation.command import Request, validate
 from trainer.network import build_network
 from trainer.optimization import build_optimizer, build_scheduler
 from trainer.tracking import MetricsCsv
@@ -124,7 +124,7 @@ def test_validation_is_exact_over_all_samples(
 
 def test_validating_a_finished_run_gives_what_its_training_did(trained: RunDirectory) -> None:
     output = io.StringIO()
-    validate(trained, checkpoint=None, processes=ALONE, console=Console(file=output, width=120))
+    validate(Request(run=trained.path), processes=ALONE, console=Console(file=output, width=120))
     assert "step 17: 37 samples" in output.getvalue()
     row = validation_rows(trained)[-1]
     for name in ("val/top1", "val/ema_top1", "val/loss", "val/ema_loss"):
@@ -134,7 +134,7 @@ def test_validating_a_finished_run_gives_what_its_training_did(trained: RunDirec
 def test_validating_at_another_size_is_of_larger_images_and_their_crop(trained: RunDirectory) -> None:
     output = io.StringIO()
     console = Console(file=output, width=120)
-    validate(trained, checkpoint=None, processes=ALONE, console=console, image_size=96, crop_pct=1.0)
+    validate(Request(run=trained.path, image_sizes=(96,), crop_pcts=(1.0,)), processes=ALONE, console=console)
 
     config = trained.load_config()
     module = build_module(config)
@@ -153,7 +153,7 @@ def test_validating_at_another_size_is_of_larger_images_and_their_crop(trained: 
 def test_validating_an_earlier_checkpoint_is_of_that_step(trained: RunDirectory) -> None:
     output = io.StringIO()
     path = trained.checkpoints / "step-000000009"
-    validate(trained, checkpoint=path, processes=ALONE, console=Console(file=output, width=120))
+    validate(Request(run=trained.path, checkpoint=path), processes=ALONE, console=Console(file=output, width=120))
 
     assert "step 9: 37 samples" in output.getvalue()
     assert f"{float(validation_rows(trained)[0]['val/loss']):.4f}" in output.getvalue()

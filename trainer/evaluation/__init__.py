@@ -1,0 +1,1 @@
+"""``effnet validate``: exact figures of a network on a split, of every sample once, over any number of ranks."""
