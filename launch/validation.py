@@ -59,7 +59,7 @@ def validate(named: str, options: Options) -> int:
         ConfigError: For all mistakes that can be seen before the ranks start.
     """
     problems: list[Problem] = []
-    subject = _subject(named, options, problems)
+    subject = subject_of(named, options, problems)
     config = _config(subject, options, problems)
     sizes = _list(options.image_size, int, "--image-size", SIZE_ACCEPTED, problems, lambda value: value >= 1)
     crops = _list(options.crop_pct, float, "--crop-pct", CROP_ACCEPTED, problems, lambda value: 0.01 <= value <= 1)
@@ -97,7 +97,7 @@ def _several(name: str, values: Sequence[object]) -> list[str]:
     return [name, *map(str, values)] if values else []
 
 
-def _subject(named: str, options: Options, problems: list[Problem]) -> Subject:
+def subject_of(named: str, options: Options, problems: list[Problem]) -> Subject:
     """What a user has named: a checkpoint or a file that is there, else a run, else a model."""
     path = Path(named).expanduser()
     of_checkpoint = path.parent if path.name == "checkpoint.ckpt" else path

@@ -66,8 +66,7 @@ def validate(request: Request, *, processes: Processes, console: Console) -> Non
         DataError: If weights or shards are damaged or missing.
         UnreachableError: If a server does not answer.
     """
-    real = read_real_labels(request.real_labels) if request.real_labels is not None else None
-    subject = _subject(request)
+    subject, real = _read(request)
     config = _of_evaluation(subject.config, request.shards, processes.world_size)
     index, names = _split(config)
     problems = list(_problems(subject, request, index, names, real, config))
@@ -107,6 +106,26 @@ def validate(request: Request, *, processes: Processes, console: Console) -> Non
     folder = request.out or request.run
     write(evaluation, folder)
     print_tables(evaluation, folder, console)
+
+
+def _read(request: Request) -> tuple[Subject, RealLabels | None]:
+    """Network and labels.
+
+    Raises:
+        ConfigError: If there is no such network, or no such labels, or neither.
+    """
+    real, problems = None, list[Problem]()
+    try:
+        real = read_real_labels(request.real_labels) if request.real_labels is not None else None
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        subject = _subject(request)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return subject, real
 
 
 def _subject(request: Request) -> Subject:
@@ -169,8 +188,4 @@ def _problems(
 def _real_by_sample(real: RealLabels, index: ShardIndex, config: Config) -> list[frozenset[int]]:
     """Other labels by the number of a sample; none where the file does not speak of it."""
     with closing(ShardReader(index, shard_cache(config.data))) as reader:
-        found = []
-        for sample in range(len(index)):
-            found.append(labels_of(reader.key(sample), real) or frozenset())
-            reader.give_back() if sample + 1 in index.starts else None
-        return found
+        return [labels_of(reader.key(sample), real) or frozenset() for sample in range(len(index))]

@@ -149,7 +149,8 @@ def print_tables(evaluation: Evaluation, folder: Path, console: Console) -> None
     setting, figures = settings[-1]  # averaged weights, where there are some
     worst = _worst(evaluation, figures)
     if worst is not None:
-        worst.title = f"commonest mistakes of the {LABELS[setting.weights]} weights"
+        cut = f"{setting.image_size} pixels, crop {setting.crop_pct:g}"
+        worst.title = f"commonest mistakes of the {LABELS[setting.weights]} weights, {cut}"
         console.print(worst)
     text = f"{folder / FILE}, plots and confusion matrices: {folder / FOLDER}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -163,7 +164,7 @@ def _overview(evaluation: Evaluation) -> Table:
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("weights")
     has_real = evaluation.results[0].figures.real is not None
-    titles = ["pixels", "crop", "top1", "top5", "loss", "class mean", "calibration error"]
+    titles = ["pixels", "crop", "top1", "top5", "loss", "class mean", "ECE"]
     for column in titles + (["real top1", "real samples"] if has_real else []):
         table.add_column(column, justify="right")
     for setting, figures in evaluation.results:

@@ -156,7 +156,8 @@ def _of_network(name: str, network: nn.Module, overrides: Sequence[str], checkpo
         ConfigError: If that is none that the loader knows, or ``overrides`` are wrong.
     """
     wanted = resolve_model_data_config(network, use_test_size=True)
-    channels, height, width = wanted["input_size"]
+    _, height, width = wanted["input_size"]
+    channels = _channels(network)
     accepted = {
         "interpolation": (wanted["interpolation"], ("bilinear", "bicubic")),
         "crop_mode": (wanted["crop_mode"], ("center",)),
@@ -178,8 +179,8 @@ def _of_network(name: str, network: nn.Module, overrides: Sequence[str], checkpo
         "data.image_size": height,
         "data.crop_pct": wanted["crop_pct"],
         "data.interpolation": wanted["interpolation"],
-        "data.mean": list(wanted["mean"]),
-        "data.std": list(wanted["std"]),
+        "data.mean": _for_channels(wanted["mean"], channels),
+        "data.std": _for_channels(wanted["std"], channels),
         "data.augmentation.auto_augment": "null",
         "model.in_chans": channels,
         "tracking.mode": "disabled",
@@ -198,6 +199,20 @@ def _of_network(name: str, network: nn.Module, overrides: Sequence[str], checkpo
         image_size=height,
         checkpoint=checkpoint,
     )
+
+
+def _channels(network: nn.Module) -> int:
+    """Of its images: what timm says of a model may be of other ones than this was made for."""
+    cfg: Any = network.pretrained_cfg
+    first = cfg.get("first_conv")
+    if isinstance(first, str):
+        return int(network.get_parameter(f"{first}.weight").shape[1])
+    return int(cfg["input_size"][0])
+
+
+def _for_channels(values: Sequence[float], channels: int) -> list[float]:
+    """As they are, or their mean for each of other channels."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
 def _check_name(name: str, *, pretrained: bool) -> None:

@@ -40,6 +40,8 @@ def assert_as_webdataset_reads(paths: list[Path]) -> None:
         }
         assert (ours["__key__"], ours["__url__"]) == (theirs["__key__"], theirs["__url__"])
         assert (ours["__index__"], ours["__label__"]) == (number, index.labels[number])
+    with closing(ShardReader(index)) as reader:
+        assert [reader.key(number) for number in range(len(index))] == [theirs["__key__"] for theirs in expected]
 
 
 def test_samples_are_those_of_webdataset(three: list[Path]) -> None:
@@ -53,6 +55,13 @@ def test_samples_of_a_shard_writer_are_those_of_webdataset(tmp_path: Path) -> No
             sample = {"jpg": picture(i), "cls": i, "json": {"width": 24}, "caption.txt": f"größe {i}"}
             writer.write({"__key__": key, **sample})
     assert_as_webdataset_reads(sorted(tmp_path.glob("*.tar")))
+
+
+def test_a_key_longer_than_what_is_read_for_it_is_found(tmp_path: Path) -> None:
+    with wds.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=2, verbose=0) as writer:
+        for name in ("short", "/".join("k" * 100 for _ in range(60))):
+            writer.write({"__key__": name, "jpg": picture(1), "cls": 1})
+    assert_as_webdataset_reads([tmp_path / "000.tar"])
 
 
 @pytest.mark.skipif(gnu_tar is None, reason="GNU tar is not installed")
