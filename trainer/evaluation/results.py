@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.run import write_atomically
@@ -147,11 +148,8 @@ def print_tables(evaluation: Evaluation, folder: Path, console: Console) -> None
     console.print(_overview(evaluation))
     settings = [result for result in evaluation.results if result.setting.cut == evaluation.results[0].setting.cut]
     setting, figures = settings[-1]  # averaged weights, where there are some
-    worst = _worst(evaluation, figures)
-    if worst is not None:
-        cut = f"{setting.image_size} pixels, crop {setting.crop_pct:g}"
-        worst.title = f"commonest mistakes of the {LABELS[setting.weights]} weights, {cut}"
-        console.print(worst)
+    if figures.top1 < 1:
+        console.print(_mistakes(evaluation, setting, figures))
     text = f"{folder / FILE}, plots and confusion matrices: {folder / FOLDER}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -176,17 +174,16 @@ def _overview(evaluation: Evaluation) -> Table:
     return table
 
 
-def _worst(evaluation: Evaluation, figures: Figures) -> Table | None:
-    confused = figures.most_confused(5)
-    if not confused:
-        return None
-    table = Table(title_justify="left")
+def _mistakes(evaluation: Evaluation, setting: Setting, figures: Figures) -> Table:
+    cut = f"{setting.image_size} pixels, crop {setting.crop_pct:g}"
+    title = f"commonest mistakes of the {LABELS[setting.weights]} weights, {cut}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     for column in ("class", "taken for"):
         table.add_column(column, overflow="fold")
     for column in ("samples", "of", "top1 of the class"):
         table.add_column(column, justify="right")
-    for label, predicted, samples in confused:
-        names = evaluation.class_name(label), evaluation.class_name(predicted)
+    for label, predicted, samples in figures.most_confused(5):
+        names = (escape(evaluation.class_name(each)) for each in (label, predicted))
         total, (top1,) = int(figures.class_samples[label]), _decimals(figures.class_top1[label])
         table.add_row(*names, f"{samples:,}", f"{total:,}", top1)
     return table
