@@ -175,6 +175,11 @@ class Checkpointing(Callback):
         self._validate_first = not self._validated
         logger.info("resumed at step %d, epoch %d", step, epoch)
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which saves have held training up on this rank, in this attempt."""
+        return self._saves.stalled_s if self._saves is not None else 0.0
+
     def _finishes(self, trainer: Trainer) -> bool:
         total = _datamodule(trainer).order.epoch_end(self._config.trainer.max_epochs)
         return trainer.global_step >= min(total, self._config.trainer.max_steps or total)

@@ -44,6 +44,11 @@ class WeightAverage(Callback):
         if pl_module.ends_step(batch_idx) and not pl_module.skipped:
             self._average.update(pl_module.network, step=trainer.global_step)
 
+    def decay(self, step: int) -> float:
+        """Share of the old average that the update after an optimizer step keeps."""
+        assert self._average is not None
+        return float(self._average.get_decay(step))
+
     @property
     def network(self) -> nn.Module:
         """The network with the averaged weights, in eval mode."""

@@ -57,18 +57,25 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         world_size = processes.world_size
         commit = record_environment(run, attempt=attempt, world_size=world_size, resumed_from=start.checkpoint)
 
-    metrics = TrainingMetrics(config, attempt=attempt)
     watchdog = Watchdog(run.log_dir(attempt), processes.global_rank, timeout_s=config.fault.hang_timeout_s)
     facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id(), "rollbacks": len(rollbacks.records)}
+    checkpointing = Checkpointing(config, checkpoints, flag, facts=facts, start=start, alive=watchdog.alive)
+    average = WeightAverage(config.ema) if config.ema.enabled else None
+    metrics = TrainingMetrics(
+        config,
+        attempt=attempt,
+        stalled_s=lambda: checkpointing.stalled_s,
+        ema_decay=average.decay if average is not None else None,
+    )
     callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
         NonFiniteSteps(config, run, rollbacks, attempt=attempt),
         BatchNormStatistics(),
-        *([WeightAverage(config.ema)] if config.ema.enabled else []),
+        *([average] if average is not None else []),
         metrics,
         ProgressDisplay(config, console, metrics),
         *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
-        Checkpointing(config, checkpoints, flag, facts=facts, start=start, alive=watchdog.alive),
+        checkpointing,
     ]
     loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)

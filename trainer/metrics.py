@@ -2,13 +2,26 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
+from torch.optim import Optimizer
 
 from configs.problems import DataError
 from configs.schema import Config
+from trainer.gauges import (
+    Since,
+    Utilisation,
+    device_memory,
+    gradient_norm,
+    learning_rates,
+    loss_scale,
+    percentile,
+    zero_gradient_norm,
+)
 
 SUMS = "effnet_train_sums"
 """Key of a checkpoint: what each rank has summed since the last row."""
@@ -38,15 +51,43 @@ class TrainingMetrics(Callback):
         last_row: The latest row, for progress bars.
     """
 
-    def __init__(self, config: Config, *, attempt: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        attempt: int,
+        stalled_s: Callable[[], float] = lambda: 0.0,
+        ema_decay: Callable[[int], float] | None = None,
+    ) -> None:
+        """Keep what rows are made from.
+
+        Args:
+            config: Of the attempt.
+            attempt: Its number.
+            stalled_s: Seconds for which this attempt's saves have held training up.
+            ema_decay: Share of the old average that an optimizer step has kept, by its number; None without an average.
+        """
         self._config = config
         self.attempt = attempt
+        self._stalled_s = Since(stalled_s)
+        self._ema_decay = ema_decay
+        self._utilisation = Utilisation(config)
+        self._gradient_norm: torch.Tensor | None = None
+        self._step_times: list[float] = []
+        self._step_began = 0.0
+        self._seen_step = 0
         self._last_step = 0
         self._last_time = 0.0
         self._waited_s = 0.0
         self._bad, self._seen = 0, 0.0
         self._restored: torch.Tensor | None = None
         self.last_row: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before weights are dealt to devices."""
+        network = pl_module.network
+        assert isinstance(network, torch.nn.Module)
+        self._utilisation.prepare(network)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; go on with the sums that the last attempt had not logged."""
@@ -57,43 +98,76 @@ class TrainingMetrics(Callback):
                 assert isinstance(pl_module.train_sums, torch.Tensor)
                 pl_module.train_sums.copy_(sums)
             self._restored = None
-        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._last_step = self._seen_step = trainer.global_step
+        self._last_time = self._step_began = time.monotonic()
         self._waited_s = _waited_s(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure the gradient of a step that a row follows, before it is clipped; the result stays on the device."""
+        due = (trainer.global_step + 1) % self._config.trainer.log_every_n_steps == 0
+        if due and not isinstance(trainer.strategy, DeepSpeedStrategy):
+            self._gradient_norm = gradient_norm(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log when it is time."""
-        step = trainer.global_step
-        if step == self._last_step or step % self._config.trainer.log_every_n_steps:
+        step, now = trainer.global_step, time.monotonic()
+        if step == self._seen_step:
             return
-        sums, skipped = pl_module.train_sums, pl_module.skipped_steps
+        self._step_times.append(now - self._step_began)
+        self._seen_step, self._step_began = step, now
+        if step % self._config.trainer.log_every_n_steps == 0:
+            self._write_row(trainer, pl_module, batch)
+
+    def _write_row(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Collective: what all ranks have summed since the last row."""
+        step, sums, skipped = trainer.global_step, pl_module.train_sums, pl_module.skipped_steps
         assert isinstance(sums, torch.Tensor)
         assert isinstance(skipped, int)
+        measured, self._gradient_norm = self._gradient_norm, None
+        norm = measured if measured is not None else zero_gradient_norm(trainer)
         # One place for each rank: in the sum over the ranks, all of them can be read.
         waits = sums.new_zeros(trainer.world_size, dtype=torch.double)
         waits[trainer.global_rank] = _waited_s(trainer) - self._waited_s
-        reduced = trainer.strategy.reduce(torch.cat([sums.double(), waits]), reduce_op="sum")
+        norms = sums.new_full((1,), math.nan) if norm is None else norm.reshape(1)
+        reduced = trainer.strategy.reduce(torch.cat([sums.double(), norms.double(), waits]), reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
-        loss, correct, samples, substituted, *waited_s = reduced.tolist()
+        loss, correct, samples, substituted, norm_of_all, *waited_s = reduced.tolist()
         sums.zero_()
         self._count_bad(trainer, int(substituted), samples)
         elapsed = time.monotonic() - self._last_time
-        images = (step - self._last_step) * self._config.data.global_batch_size
-        group = trainer.optimizers[0].param_groups[0]  # with optimizer.layer_decay, the first layer's
+        images_per_second = (step - self._last_step) * self._config.data.global_batch_size / elapsed
+        on_each = images_per_second / trainer.world_size
         self.last_row = {
             "train/loss": loss / samples if samples else math.nan,
             "train/top1": correct / samples if samples else math.nan,
             "train/skipped_steps": float(skipped),
+            **({} if norm is None else {"train/grad_norm": norm_of_all / trainer.world_size}),
+            **({} if self._ema_decay is None else {"train/ema_decay": self._ema_decay(step)}),
+            **loss_scale(trainer),
             "data/bad_samples": float(self._bad),
-            "lr": group["lr"] / group.get("lr_scale", 1.0),
-            "throughput/images_per_second": images / elapsed,
+            **learning_rates(trainer.optimizers[0]),
+            "throughput/images_per_second": images_per_second,
+            "throughput/images_per_second_per_device": on_each,
+            "throughput/step_time_p50_ms": 1000 * percentile(self._step_times, 0.5),
+            "throughput/step_time_p95_ms": 1000 * percentile(self._step_times, 0.95),
             # Of the rank that waited longest, for which the others then wait.
             "throughput/data_wait_share": min(max(waited_s) / elapsed, 1.0),
+            "checkpoint/stall_s": self._stalled_s(),
+            **device_memory(pl_module.device),
+            **self._utilisation_of(pl_module, batch, on_each),
         }
         log_row(trainer, self.last_row)
+        self._step_times.clear()
         self._last_step, self._last_time = step, time.monotonic()
         self._waited_s = _waited_s(trainer)
+
+    def _utilisation_of(self, pl_module: LightningModule, batch: Any, images_per_second: float) -> dict[str, float]:
+        if pl_module.backbone_is_frozen:  # it has no backward pass
+            return {}
+        views = len(batch.images) / len(batch.targets)
+        return self._utilisation.of(batch.images.shape, images_per_second=views * images_per_second)
 
     def _count_bad(self, trainer: Trainer, substituted: int, samples: float) -> None:
         """Stop when more samples of the run could not be read than ``data.max_bad_fraction`` allows."""
@@ -132,7 +206,9 @@ class TrainingMetrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the pause off the clock."""
-        self._last_time += time.monotonic() - self._paused
+        pause_s = time.monotonic() - self._paused
+        self._last_time += pause_s
+        self._step_began += pause_s
 
 
 def _waited_s(trainer: Trainer) -> float:

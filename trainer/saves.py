@@ -44,6 +44,7 @@ class Saves:
 
     Attributes:
         saved_step: Step of the newest save that was begun, or that the attempt went on from.
+        stalled_s: Seconds for which training has waited for saves on this rank.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Saves:
             remote = RemoteCheckpoints.of(config, directory.path.parent.name)
             self._saver = Saver(directory, Retention.of(config), remote)
         self.saved_step: int | None = None
+        self.stalled_s = 0.0
 
     def upload(self, step: int, checkpoint: Path) -> None:
         """Rank 0: upload what an earlier attempt could not."""
@@ -87,6 +89,7 @@ class Saves:
 
     def save(self, trainer: Trainer, manifest: dict[str, Any], *, last: bool = False) -> None:
         """Collective: every rank takes part, rank 0 names the result. The ``last`` one must succeed."""
+        called = time.perf_counter()
         if self.saved_step != trainer.global_step:
             if last:
                 self._await(trainer)
@@ -100,6 +103,7 @@ class Saves:
                 self._saver.wait()
         if last:
             self.conclude(trainer)
+        self.stalled_s += time.perf_counter() - called
 
     def failed_too_often(self, trainer: Trainer) -> bool:
         """Rank 0: look what has come of the saves that have ended; whether as many in a row have failed as may."""

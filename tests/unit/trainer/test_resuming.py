@@ -227,6 +227,8 @@ def test_rows_of_several_steps_are_the_same_over_a_resume_within_them(
     resumed = train(as_killed_after(sparse, tmp_path, step=step), attempt=1)
 
     names = set(rows(sparse)[0]) - {"attempt", "throughput/images_per_second", "throughput/data_wait_share"}
+    names -= {"throughput/images_per_second_per_device", "throughput/step_time_p50_ms", "throughput/step_time_p95_ms"}
+    names -= {"checkpoint/stall_s"}
     assert [{name: row[name] for name in names} for row in rows(resumed)] == [
         {name: row[name] for name in names} for row in rows(sparse)
     ]
