@@ -109,6 +109,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def origins_file(self) -> Path:
+        """Where each setting that is not a default came from."""
+        return self.path / "origins.json"
+
+    @property
     def environment_file(self) -> Path:
         """Versions, hosts, git state and command line, per attempt."""
         return self.path / "environment.json"
@@ -247,6 +252,13 @@ class RunDirectory:
         self.check(config)
         self.create()
         write_atomically(self.config_file, dump_yaml(config))
+
+    def keep_origins(self, origins: Mapping[str, str]) -> None:
+        """Write where each setting came from; of those that came from the frozen configuration, where that had it."""
+        earlier, frozen = read_json(self.origins_file), f"{self.config_file.name}:"
+        kept = {key: earlier.get(key) if found.startswith(frozen) else found for key, found in origins.items()}
+        known = {key: origin for key, origin in kept.items() if origin is not None}
+        write_atomically(self.origins_file, json.dumps(known, indent=2) + "\n")
 
     def wandb_id(self) -> str:
         """The W&B id, made once per run and kept in the run directory."""

@@ -42,7 +42,8 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     started = time.time()
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    config = with_absolute_resume(load_config(files, overrides).config, Path.cwd())
+    resolved = load_config(files, overrides)
+    config = with_absolute_resume(resolved.config, Path.cwd())
     devices = resolve_devices(config)
     check_machine(config, devices)
     directory = RunDirectory.of(config)
@@ -58,6 +59,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
     with locked(directory) as lock:
         refuse_if_submitted(directory)
         directory.freeze(config)
+        directory.keep_origins(resolved.origins)
         record_lost(directory, reason=LOST)
         if config.data.prepare is not None:
             prepare(config)

@@ -5,10 +5,11 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from configs.load import load_config
+from configs.load import Resolved, load_config
 from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, with_absolute_resume, write_atomically
 from configs.schema import Config
 from launch.devices import resolve_devices
@@ -34,13 +35,14 @@ def launch_slurm(
     Raises:
         ConfigError: For any mistake, before anything is written.
     """
-    config = _load(files, overrides, run_name)
+    resolved = _load(files, overrides, run_name)
+    config = resolved.config
     run, spec = _plan(config, preflight=preflight)
     script = slurm.render(spec, config.launch.slurm)
     if dry_run:
         sys.stdout.write(script)
         return EXIT_DONE
-    if not _prepared(run, config, engine="slurm"):
+    if not _prepared(run, resolved, engine="slurm"):
         return EXIT_DONE
     assert snapshot(run) == spec.code_dir
     artefact = run.launch_dir / "slurm.sh"
@@ -64,14 +66,15 @@ def launch_ssh(
         ConfigError: For any mistake, before anything is written; for a host that would not train, before ranks start.
     """
     started = time.time()
-    config = _load(files, overrides, run_name)
+    resolved = _load(files, overrides, run_name)
+    config = resolved.config
     hosts = hosts_of(config)
     run, spec = _plan(config, preflight=preflight)
     plan = ssh.render(spec, config.launch.ssh, hosts)
     if dry_run:
         sys.stdout.write(plan)
         return EXIT_DONE
-    if not _prepared(run, config):
+    if not _prepared(run, resolved):
         return EXIT_DONE
     with locked(run), SignalInbox() as inbox:
         assert snapshot(run) == spec.code_dir
@@ -98,7 +101,8 @@ def launch_local(
     Raises:
         ConfigError: For any mistake, before anything is written.
     """
-    config = _load(files, overrides, run_name)
+    resolved = _load(files, overrides, run_name)
+    config = resolved.config
     check_machine(config, resolve_devices(config))
     run = RunDirectory.of(config)
     code_dir = run.path.absolute() / "launch" / f"code-{code_hash(ROOT, code_files())}"
@@ -110,7 +114,7 @@ def launch_local(
         words = [*(f"{name}={value}" for name, value in variables.items()), *command]
         sys.stdout.write(shlex.join(["env", *words]) + "\n")
         return EXIT_DONE
-    if not _prepared(run, config):
+    if not _prepared(run, resolved):
         return EXIT_DONE
     snapshot(run)
     # This process has the launcher's part of the same code loaded: starting it again costs a third of a second.
@@ -118,10 +122,11 @@ def launch_local(
     return fit([], [], str(run.path), max_restarts=max_restarts)
 
 
-def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Config:
+def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Resolved:
     if run is not None:
         files, overrides = of_run(run, files, overrides)
-    return with_absolute_resume(load_config(files, overrides).config, Path.cwd())
+    resolved = load_config(files, overrides)
+    return replace(resolved, config=with_absolute_resume(resolved.config, Path.cwd()))
 
 
 def _plan(
@@ -136,12 +141,13 @@ def _plan(
     return RunDirectory(work_dir / run.path), with_preflight(spec) if preflight else spec
 
 
-def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -> bool:
+def _prepared(run: RunDirectory, resolved: Resolved, *, engine: str | None = None) -> bool:
     """Freeze the configuration and make what jobs share; false if the run is done.
 
     Raises:
         RunInProgressError: If a launcher of this machine is at work on the run, or a job of another engine than this.
     """
+    config = resolved.config
     run.check(config)
     past = run.outcomes()
     if past and past[-1]["exit_code"] == EXIT_DONE:
@@ -151,6 +157,7 @@ def _prepared(run: RunDirectory, config: Config, *, engine: str | None = None) -
     with locked(run):
         refuse_if_submitted(run, engine=engine)
         run.freeze(config)
+        run.keep_origins(resolved.origins)
         if config.data.prepare is not None:
             prepare(config)
         run.wandb_id()

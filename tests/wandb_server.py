@@ -11,14 +11,17 @@ import json
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import yaml
 
 ENTITY = "team"
+KEY = "c0ffee" * 6 + "c0de"
+"""What a client authenticates with."""
 STREAM = re.compile(r"/files/[^/]+/[^/]+/([^/]+)/file_stream")
 FILES = {"history": "wandb-history.jsonl", "events": "wandb-events.jsonl", "log": "output.log"}
 
@@ -30,6 +33,9 @@ class Run:
     Attributes:
         sessions: Times that a client has begun it, or gone on with it.
         lines: Text by line number, of each file that is streamed.
+        preempting: Whether a client has said that it is being preempted.
+        alerts: Titles and texts.
+        files: Of what was uploaded, by its path.
     """
 
     name: str
@@ -39,6 +45,15 @@ class Run:
     sessions: int = 0
     exit_code: int | None = None
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
+    preempting: bool = False
+    alerts: list[tuple[str, str]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What holds for the whole run."""
+        texts = [text for _, text in sorted(self.lines.get("wandb-summary.json", {}).items())]
+        return dict(json.loads(texts[-1])) if texts else {}
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -55,7 +70,7 @@ class Run:
             "displayName": self.name,
             "sweepName": self.sweep,
             "config": json.dumps(self.config),
-            "summaryMetrics": "{}",
+            "summaryMetrics": json.dumps(self.summary),
             "wandbConfig": json.dumps({"t": {}}),
             "tags": [],
             "stopped": False,
@@ -81,6 +96,8 @@ class WandbServer:
     Attributes:
         unknown: What a client asked that this server does not know.
         stop: Ids of runs that agents are to end.
+        fault: How it fails: a status that it answers all requests with, or `hang`, with which it answers none; None is
+            not at all.
     """
 
     def __init__(self) -> None:
@@ -89,6 +106,7 @@ class WandbServer:
         self.agents: dict[str, str] = {}
         self.unknown: list[str] = []
         self.stop: set[str] = set()
+        self.fault: int | Literal["hang"] | None = None
         self._lock = threading.Lock()
         server = self
 
@@ -98,10 +116,15 @@ class WandbServer:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-                with server._lock:
-                    answer = server._answer(unquote(self.path.partition("?")[0]), body)
+                while server.fault == "hang":
+                    time.sleep(0.05)
+                if server.fault is None:
+                    with server._lock:
+                        answer = server._answer(unquote(self.path.partition("?")[0]), body)
+                else:
+                    answer = {"errors": [{"message": "as a test wants it"}]}
                 text = json.dumps(answer if answer is not None else {}).encode()
-                self.send_response(200 if answer is not None else 404)
+                self.send_response(server.fault or (200 if answer is not None else 404))
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -116,7 +139,11 @@ class WandbServer:
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Http(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that was killed is none."""
+
+        self._http = Http(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
@@ -125,13 +152,18 @@ class WandbServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.fault = None  # nobody is held
         self._http.shutdown()
         self._http.server_close()
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """By which a client finds it."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+
     def environment(self) -> dict[str, str]:
-        """Variables by which a client finds it."""
-        known = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
-        return {**os.environ, **known}
+        """This process's, with these variables."""
+        return {**os.environ, **self.variables}
 
     def _answer(self, path: str, body: bytes) -> dict[str, Any] | None:
         if path == "/graphql":
@@ -140,6 +172,8 @@ class WandbServer:
             self._stream(self.runs[found[1]], json.loads(body))
             return {"exitcode": None, "limits": {}}
         if path.startswith("/storage/"):
+            _, _, run, name = path.split("/", 3)
+            self.runs[run].files[name] = body
             return {}
         self.unknown.append(path)
         return None
@@ -148,6 +182,7 @@ class WandbServer:
         for name, chunk in (told.get("files") or {}).items():
             lines = run.lines.setdefault(name, {})
             lines |= {chunk["offset"] + number: text for number, text in enumerate(chunk["content"])}
+        run.preempting |= bool(told.get("preempting"))
         if told.get("complete"):
             run.exit_code = told.get("exitcode", 0)
 
@@ -192,8 +227,13 @@ class WandbServer:
         return {"id": "P", "name": given.get("project"), "run": run.answer() if run else None}
 
     def _create_run_files(self, given: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in given["files"]]
+        run = given.get("run") or given.get("name") or given.get("runName")
+        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{run}/{name}"} for name in given["files"]]
         return {"runID": "R", "uploadHeaders": [], "files": files}
+
+    def _notify_scriptable_run_alert(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.runs[given["runName"]].alerts.append((given["title"], given["text"]))
+        return {"success": True}
 
     def _upsert_sweep(self, given: dict[str, Any]) -> dict[str, Any]:
         document = yaml.safe_load(given["config"])

@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 from rich.console import Console
 
 from configs.rank_records import StepFile
@@ -27,9 +27,10 @@ from trainer.progress import ProgressDisplay
 from trainer.results import validation_table
 from trainer.resuming import choose
 from trainer.rollback import RollBack, Rollbacks
+from trainer.run_facts import RunFacts
 from trainer.signals import StopFlag
 from trainer.sync_batchnorm import synchronise
-from trainer.tracking import SafeWandbLogger, build_loggers
+from trainer.tracking import SafeWandbLogger, alert, build_loggers, sync_command
 from trainer.watchdog import Watchdog, WatchdogCallback
 
 
@@ -73,6 +74,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         BatchNormStatistics(),
         *([average] if average is not None else []),
         metrics,
+        RunFacts(config, run, attempt=attempt),
         ProgressDisplay(config, console, metrics),
         *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
         checkpointing,
@@ -85,9 +87,8 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         synchronise(module.network, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
-    for tracker in loggers:
-        if isinstance(tracker, SafeWandbLogger):
-            tracker.log_hyperparams(config.model_dump(mode="json"))
+    for tracker in _wandb(trainer):
+        tracker.log_hyperparams(config.model_dump(mode="json"))
     logger.info(
         "%s: %s, %d %s process%s, global batch %d",
         run.run_id,
@@ -104,17 +105,21 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         exit_code = 0
     except Interrupted:
         interrupted = True
+        for tracker in _wandb(trainer):
+            tracker.mark_preempting()
         raise
     except RollBack as error:
         interrupted = True
         if flag.received is not None:  # or the launcher would begin again
             raise Interrupted(f"{flag.received.name}, and {error}") from error
         raise
+    except Exception as error:
+        text = f"{run.run_id}, attempt {attempt}, after step {trainer.global_step}: {type(error).__name__}: {error}"
+        alert(trainer, "training failed", text)
+        raise
     finally:
-        if trainer.is_global_zero:
-            for tracker in loggers:
-                if isinstance(tracker, SafeWandbLogger):
-                    tracker.finish(exit_code)
+        for tracker in _wandb(trainer):
+            tracker.finish(exit_code)
         if interrupted:
             # torchrun kills the others when the first process ends, and rank 0 may be at W&B's end still. All have the
             # checkpoint: whoever is lost from here on takes nothing back.
@@ -123,6 +128,11 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
     if trainer.is_global_zero:
         draw_curves(run.metrics_file, run.path / "curves.png")
         _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)
+
+
+def _wandb(trainer: Trainer) -> list[SafeWandbLogger]:
+    """On rank 0; none on the others."""
+    return [each for each in trainer.loggers if isinstance(each, SafeWandbLogger) and trainer.is_global_zero]
 
 
 def _first(processes: Processes) -> bool:
@@ -134,7 +144,7 @@ def _report(run: RunDirectory, config: Config, metrics: dict[str, float], consol
     lines += [f"  effnet fit --run {run.path}    # resumes a run that was stopped; this one is done"]
     lines += [f"  effnet validate {run.path}"]
     if config.tracking.mode == "offline":
-        lines += [f"  wandb sync {run.wandb_dir}/offline-run-*"]
+        lines += [f"  {sync_command(run)}"]
     console.print()
     if metrics:
         console.print(validation_table(f"{run.run_id}: done", metrics))

@@ -22,9 +22,13 @@ from trainer.gauges import (
     percentile,
     zero_gradient_norm,
 )
+from trainer.logs import logger as log
+from trainer.tracking import alert
 
 SUMS = "effnet_train_sums"
 """Key of a checkpoint: what each rank has summed since the last row."""
+STALLED_ROWS = 3
+"""Rows in a row with too long a wait for data: a slow start is none."""
 
 
 def log_row(trainer: Trainer, values: dict[str, float]) -> None:
@@ -76,6 +80,7 @@ class TrainingMetrics(Callback):
         self._step_times: list[float] = []
         self._step_began = 0.0
         self._seen_step = 0
+        self._stalled_rows, self._told_of_input = 0, False
         self._last_step = 0
         self._last_time = 0.0
         self._waited_s = 0.0
@@ -159,9 +164,23 @@ class TrainingMetrics(Callback):
             **self._utilisation_of(pl_module, batch, on_each),
         }
         log_row(trainer, self.last_row)
+        self._watch_input(trainer, self.last_row["throughput/data_wait_share"])
         self._step_times.clear()
         self._last_step, self._last_time = step, time.monotonic()
         self._waited_s = _waited_s(trainer)
+
+    def _watch_input(self, trainer: Trainer, share: float) -> None:
+        """Say once that training waits for data."""
+        bound = self._config.tracking.alert_data_wait_share
+        self._stalled_rows = self._stalled_rows + 1 if bound is not None and share > bound else 0
+        if self._stalled_rows == STALLED_ROWS and not self._told_of_input and trainer.is_global_zero:
+            self._told_of_input = True
+            text = (
+                f"training has waited for data for {share:.0%} of its time up to step {trainer.global_step} "
+                f"(tracking.alert_data_wait_share = {bound:g}): more data.num_workers, or see docs/performance.md"
+            )
+            log.warning(text)
+            alert(trainer, "input has stalled", text)
 
     def _utilisation_of(self, pl_module: LightningModule, batch: Any, images_per_second: float) -> dict[str, float]:
         if pl_module.backbone_is_frozen:  # it has no backward pass

@@ -20,6 +20,7 @@ from datamodules.imagenet import ImageNetDataModule
 from trainer.logs import logger
 from trainer.module import EfficientNetModule, StepSkipped
 from trainer.rollback import RollBack, Rollbacks
+from trainer.tracking import alert
 
 KEY = "effnet_nonfinite"
 """Key of a checkpoint: steps skipped in a row, and in all."""
@@ -183,6 +184,7 @@ class NonFiniteSteps(Callback):
         with self._run.nonfinite_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         keys = [str(sample["key"]) for samples in named.values() for sample in samples]
+        alert(trainer, "loss or gradient not finite", f"{self._run.run_id}: {reason}")
         logger.warning("%s (%d: %s)", reason, len(keys), ", ".join([*keys[:NAMED], *(["…"] if keys[NAMED:] else [])]))
         return reason
 

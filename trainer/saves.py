@@ -25,7 +25,7 @@ from trainer.module import EfficientNetModule
 from trainer.remote_checkpoints import RemoteCheckpoints
 from trainer.retention import Retention
 from trainer.saver import ATTEMPTS, Result, Saver, reason
-from trainer.tracking import SafeWandbLogger
+from trainer.tracking import alert
 
 FAILURES = "checkpoint/failures"
 """Metric: saves that have failed in a row."""
@@ -222,9 +222,7 @@ class Saves:
             text = f"checkpoint of step {result.step} failed ({count}): {result.error}"
             logger.warning(text)
             log_row(trainer, {FAILURES: float(self._failures)})
-            for tracker in trainer.loggers:
-                if isinstance(tracker, SafeWandbLogger):
-                    tracker.alert("checkpoint failed", text)
+            alert(trainer, "checkpoint failed", text)
 
 
 def _stalled(manifest: dict[str, Any], begun: float) -> dict[str, Any]:

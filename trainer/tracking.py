@@ -1,163 +1,31 @@
-"""Loggers: metrics.csv always, Weights & Biases where wanted. Neither can stop a run."""
+"""Loggers: metrics.csv always, Weights & Biases and TensorBoard where wanted. None of them can stop a run."""
 
-import csv
-import io
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from lightning_fabric.loggers.logger import _DummyExperiment
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.utilities import rank_zero_only
-
-from configs.run import RunDirectory, read_json, write_atomically
+from configs.run import RunDirectory, read_json
 from configs.schema import Config
-from trainer.logs import logger
+from trainer.metrics_csv import MetricsCsv
+from trainer.wandb_logger import FINISH_TIMEOUT_S, INIT_TIMEOUT_S, SafeWandbLogger, sync_command
 
-INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 60.0
-"""Longest waits for a server that is away, when an attempt begins (the client adds 10 s) and when it ends. W&B's own
-are 90 s, and for ever. Rows that were not sent stay on disk."""
-
-
-class _GoesOn(ExperimentWriter):
-    """Goes on with the rows of earlier attempts up to a step, where Lightning's writer deletes them."""
-
-    def __init__(self, log_dir: str, *, keep_until_step: int, validated: bool) -> None:
-        self._keep_until_step = keep_until_step
-        self._validated = validated
-        self._failed = False
-        self._whole: tuple[int, list[str]] = (0, [])
-        super().__init__(log_dir)
-
-    def _check_log_dir_exists(self) -> None:
-        if not os.path.isfile(self.metrics_file_path):
-            return
-        with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-            # What follows the last line end is a row that was cut off by the end of its process.
-            whole = file.read().rpartition("\n")[0]
-        rows = [row for row in csv.DictReader(io.StringIO(whole)) if self._kept(row)]
-        self.metrics_keys = list(rows[0]) if rows else []
-        if rows:
-            self._write(rows)
-        else:
-            os.remove(self.metrics_file_path)
-
-    def save(self) -> None:
-        """Append the rows that there are; those for which the disk has no room now come with the next ones."""
-        file, rows = Path(self.metrics_file_path), list(self.metrics)
-        self._whole = (file.stat().st_size if file.exists() else 0, list(self.metrics_keys))
-        try:
-            super().save()
-        except OSError as error:
-            if not self._failed:
-                logger.warning("%s cannot be written, its rows are kept until it can be: %s", file, error)
-            self._failed, self.metrics = True, rows
-            size, self.metrics_keys = self._whole
-            with suppress(OSError):  # no half row, which the next one would follow
-                os.truncate(file, size) if size else file.unlink(missing_ok=True)
-        else:
-            self._failed = False
-
-    def _kept(self, row: dict[str, Any]) -> bool:
-        step = row.get("step") or ""
-        if not step.isdecimal() or int(step) > self._keep_until_step:
-            return False
-        # That checkpoint's validation is to come, though an attempt may have done it and ended before it saved again.
-        repeated = int(step) == self._keep_until_step and not self._validated
-        return not (repeated and any(value for key, value in row.items() if str(key).startswith("val/")))
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-            self._write(list(csv.DictReader(file)))
-        self._whole = (os.path.getsize(self.metrics_file_path), list(fieldnames))
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the file at once: Lightning empties it first, and a process may end there."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(Path(self.metrics_file_path), text.getvalue())
+__all__ = ["FINISH_TIMEOUT_S", "MetricsCsv", "SafeWandbLogger", "alert", "build_loggers", "sync_command"]
 
 
-class MetricsCsv(CSVLogger):
-    """``metrics.csv`` of a run: one file over all attempts, a row a step, no step twice."""
-
-    def __init__(self, run: RunDirectory, *, resumed_step: int, validated: bool = True) -> None:
-        super().__init__(save_dir=run.path.parent, name=run.run_id, version="", flush_logs_every_n_steps=1)
-        self._resumed_step, self._validated = resumed_step, validated
-
-    @property
-    @rank_zero_only
-    def experiment(self) -> Any:
-        """The writer; made when the first row comes."""
-        if self._experiment is None:
-            self._experiment = _GoesOn(
-                log_dir=self.log_dir, keep_until_step=self._resumed_step, validated=self._validated
-            )
-        return self._experiment
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: config.yaml holds them."""
-
-
-class SafeWandbLogger(WandbLogger):
-    """W&B that cannot hurt: an error of the client is said once, and training goes on without it.
-
-    The client raises from ``init`` when the server is away and from ``log`` when its service process is gone
-    (https://github.com/wandb/wandb/issues/4482, https://github.com/Lightning-AI/pytorch-lightning/issues/11380).
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.dead = False
-
-    @property
-    def experiment(self) -> Any:
-        """W&B's run, begun when first asked for, which Lightning does too; if that fails, one that does nothing."""
-        if not self.dead:
-            try:
-                return super().experiment
-            except Exception as error:  # whatever W&B raises, training is worth more
-                self._give_up(error)
-        return _DummyExperiment()
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row, unless W&B has failed before."""
-        self._guard(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Set the run's config, unless W&B has failed before."""
-        self._guard(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
-
-    def alert(self, title: str, text: str) -> None:
-        """Tell whoever has asked W&B to be told, unless W&B has failed before."""
-        self._guard(lambda: self.experiment.alert(title=title, text=text))
-
-    def finish(self, exit_code: int) -> None:
-        """End this attempt's part of the run."""
-        self._guard(lambda: self.experiment.finish(exit_code=exit_code))
-
-    def _guard(self, call: Callable[[], Any]) -> None:
-        if self.dead:
-            return
-        try:
-            call()
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        if not self.dead:
-            self.dead = True
-            logger.warning("W&B failed and is off for this attempt (metrics.csv goes on): %s", error)
+def alert(trainer: Trainer, title: str, text: str) -> None:
+    """Tell whoever has asked W&B to be told. For rank 0; on others nothing."""
+    for tracker in trainer.loggers:
+        if isinstance(tracker, SafeWandbLogger) and trainer.is_global_zero:
+            tracker.alert(title, text)
 
 
 def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, validated: bool = True) -> list[Logger]:
     """The loggers of rank 0; others get loggers that do nothing."""
     loggers: list[Logger] = [MetricsCsv(run, resumed_step=resumed_step, validated=validated)]
+    if config.tracking.tensorboard:
+        # Rows of steps that come again replace those that were there.
+        loggers.append(
+            TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=resumed_step + 1, flush_secs=10)
+        )
     if config.tracking.mode != "disabled":
         import wandb
 
@@ -166,6 +34,7 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
         sweep_id = trial.get("sweep") if config.tracking.mode == "online" else None
         loggers.append(
             SafeWandbLogger(
+                sync=sync_command(run),
                 name=run.run_id,
                 id=run.wandb_id(),
                 resume="allow",
@@ -176,7 +45,12 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
                 offline=config.tracking.mode == "offline",
                 config=trial.get("parameters"),
                 settings=wandb.Settings(
-                    init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, sweep_id=sweep_id
+                    init_timeout=INIT_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S,
+                    finish_timeout_raises=True,
+                    sweep_id=sweep_id,
+                    # What kill -9 takes of the file that `wandb sync` reads; by default 15 s.
+                    x_transaction_log_flush_interval=1.0,
                 ),
             )
         )

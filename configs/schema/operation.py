@@ -99,7 +99,7 @@ class Doctor(Section):
 
 
 class Tracking(Section):
-    """Weights & Biases. metrics.csv is always written."""
+    """Weights & Biases, and TensorBoard. metrics.csv is always written."""
 
     mode: Literal["online", "offline", "disabled"] = "online"
     """W&B's own modes. `offline` keeps all in the run directory, for `wandb sync` later."""
@@ -109,3 +109,8 @@ class Tracking(Section):
     """W&B user or team; None is the key's default."""
     tags: tuple[str, ...] = ()
     """W&B tags."""
+    alert_data_wait_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    """Share of its time that training waits for data, in three rows of metrics in a row, at which the log and W&B are
+    told once an attempt that input has stalled; None is never."""
+    tensorboard: bool = False
+    """Write TensorBoard's files too, to `tensorboard/` in the run directory (`pip install effnet[tensorboard]`)."""

@@ -263,6 +263,10 @@ def test_a_run_trains_to_its_end_without_wandb(
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("W&B failed and is off for this attempt") == 1
+    assert done.stdout.count("W&B cannot be reached: this attempt is kept on disk") == 1
+    assert done.stdout.count("W&B failed") == 0
     assert [row["step"] for row in rows(run)] == ["1", "2", "2"]
+    (kept,) = run.wandb_dir.glob("offline-run-*")
+    history = [record["history"]["item"] for record in inspect(kept) if record["type"] == "history"]
+    assert [item["trainer/global_step"] for item in history] == [1, 2, 2]
     assert (run.path / "curves.png").exists()

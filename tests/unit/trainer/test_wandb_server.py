@@ -1,0 +1,244 @@
+"""Runs whose W&B is a server on loopback: one that answers, and ones that do not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+
+import wandb
+from configs.load import load_config
+from configs.run import RunDirectory
+from tests.disks import small_disk
+from tests.unit.trainer.runs import new_run, rows, train
+from tests.wandb_server import KEY, Run, WandbServer
+from trainer.tracking import SafeWandbLogger, build_loggers, sync_command
+
+Overrides = Callable[..., list[str]]
+ONLINE = {"tracking__mode": "online", "tracking__project": "toys"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "online")  # so that it is taken back: Lightning sets it for good
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with WandbServer() as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        yield server
+    wandb.teardown()  # it has read these variables once
+
+
+def sync(run: RunDirectory, server: WandbServer) -> None:
+    """Give the command that the user is told."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, **server.variables, "PATH": path}
+    variables.pop("WANDB_MODE", None)
+    subprocess.run(sync_command(run), shell=True, env=variables, check=True, capture_output=True, timeout=120)
+
+
+def counting(run: Run) -> dict[int, dict[str, Any]]:
+    """Of the rows of training of each step, that of the latest attempt."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in run.history:
+        if "train/loss" in row and row["attempt"] >= found.get(row["trainer/global_step"], row)["attempt"]:
+            found[row["trainer/global_step"]] = row
+    return found
+
+
+def losses(run: RunDirectory) -> dict[int, float]:
+    return {int(row["step"]): float(row["train/loss"]) for row in rows(run) if row.get("train/loss")}
+
+
+def assert_alike(online: Run, run: RunDirectory) -> None:
+    """What counts of the rows in W&B is what metrics.csv has, and W&B's own axis never goes back."""
+    found = counting(online)
+    assert {step: row["train/loss"] for step, row in found.items()} == pytest.approx(losses(run))
+    steps = [row["_step"] for row in online.history]
+    assert steps == sorted(set(steps))
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def kill_after(step: int, run: RunDirectory, server: WandbServer, launcher: subprocess.Popen[str]) -> int:
+    """Hold the rank after a step, and kill it with signal 9 when W&B has its rows; returns the last one's step."""
+
+    def reached() -> bool:
+        return launcher.poll() is not None or (run.metrics_file.exists() and max(losses(run), default=0) >= step)
+
+    wait_for(reached)
+    (rank,) = (
+        each for each in psutil.Process(launcher.pid).children(recursive=True) if "--attempt=0" in each.cmdline()
+    )
+    rank.send_signal(signal.SIGSTOP)
+    last = max(losses(run))
+    wait_for(lambda: last in counting(server.runs[run.wandb_id()]))
+    rank.send_signal(signal.SIGKILL)
+    return last
+
+
+def test_a_run_whose_rank_is_killed_is_one_run_that_says_what_happened(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    settings = {**ONLINE, "checkpoint__every_n_steps": 4, "trainer__max_steps": 25, "fault__restart_backoff_s": 0.1}
+    overrides = [*toy_overrides(**settings), f"runs_dir={tmp_path}", "run_id=toy"]
+    run = RunDirectory(tmp_path / "toy")
+    command = [sys.executable, "-m", "launch.cli", "fit", "--max-restarts", "1", *overrides]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = kill_after(6, run, server, launcher)
+    output, _ = launcher.communicate(timeout=240)
+
+    assert launcher.returncode == 0, output
+    (online,) = server.runs.values()
+    assert (online.name, online.sessions) == (run.wandb_id(), 2)
+    steps = [(row["attempt"], row["trainer/global_step"]) for row in online.history if "train/loss" in row]
+    resumed = min(step for attempt, step in steps if attempt == 1)
+    assert resumed <= last + 1
+    assert steps == [(0, step) for step in range(1, last + 1)] + [(1, step) for step in range(resumed, 26)]
+    assert_alike(online, run)
+
+    assert online.summary["events/failures"] == 1
+    (page,) = [row["events/attempts"] for row in online.history if "events/attempts" in row]
+    shown = online.files[page["path"]].decode()
+    assert "<td>failed</td>" in shown
+    assert "signal 9" in shown or "SIGKILL" in shown
+    assert [title for title, _ in online.alerts] == ["started again after a failure"]
+
+    facts, origins = online.config["run"]["value"], online.config["origins"]["value"]
+    assert origins["optimizer.lr"] == "command line"
+    assert "optimizer.momentum" not in origins
+    assert online.config["optimizer"]["value"]["lr"] == 0.02
+    environment = json.loads(run.environment_file.read_text())[-1]
+    assert facts["git_sha"] == environment["git_sha"]
+    assert facts["packages"]["timm"]
+    assert len(facts["train_index_hash"]) >= 32
+    assert server.unknown == []
+
+    key = KEY.encode()
+    assert not [file for file in run.path.rglob("*") if file.is_file() and key in file.read_bytes()]
+
+
+def test_going_back_to_an_older_checkpoint_supersedes_rows_and_takes_no_axis_back(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = toy_overrides(**ONLINE, trainer__max_steps=6, checkpoint__every_n_steps=2, checkpoint__keep_last=9)
+    run = train(new_run(overrides, tmp_path))
+    place = [f"runs_dir={tmp_path}", "run_id=toy", f"resume={run.checkpoints}/step-000000002"]
+    run.freeze(load_config([], [*overrides, *place]).config)
+    train(run, attempt=1)
+
+    (online,) = server.runs.values()
+    assert online.sessions == 2
+    assert [row["trainer/global_step"] for row in online.history if "train/loss" in row] == [*range(1, 7), *range(3, 7)]
+    assert_alike(online, run)
+    assert (online.exit_code, server.unknown) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "fault", [401, pytest.param(503, marks=pytest.mark.slow), pytest.param("hang", marks=pytest.mark.slow)]
+)
+def test_a_server_that_fails_costs_no_row_and_the_user_is_told_once_how_to_send_them(
+    fault: int | Literal["hang"],
+    server: WandbServer,
+    toy_overrides: Overrides,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.fault = fault
+    run = train(new_run(toy_overrides(**ONLINE, trainer__max_steps=3), tmp_path))
+
+    assert list(losses(run)) == [1, 2, 3]
+    assert caplog.text.count("W&B") == 1
+    assert f"kept on disk, and to be sent by: {sync_command(run)}" in caplog.text
+    server.fault = None
+    sync(run, server)
+    assert_alike(server.runs[run.wandb_id()], run)
+
+
+def test_attempts_that_were_kept_on_disk_are_sent_by_one_command_and_once(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = new_run(toy_overrides(tracking__mode="offline", tracking__project="toys"), tmp_path)
+    for attempt, steps in enumerate([range(1, 6), range(4, 8)]):
+        for logger in build_loggers(run.load_config(), run, resumed_step=steps[0] - 1):
+            for step in steps:
+                values = {"train/loss": step + attempt / 10, "attempt": attempt}
+                logger.log_metrics(values, step=step)
+            if isinstance(logger, SafeWandbLogger):
+                logger.finish(0)
+        time.sleep(1.1)  # W&B names attempts by the second
+    assert server.runs == {}
+    for _ in range(2):
+        sync(run, server)
+        (online,) = server.runs.values()
+        assert [row["trainer/global_step"] for row in online.history] == [*range(1, 6), *range(4, 8)]
+        assert_alike(online, run)
+
+
+def test_a_server_that_hangs_in_mid_run_holds_up_no_row_and_an_end_no_longer_than_it_may(
+    server: WandbServer,
+    toy_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("trainer.tracking.FINISH_TIMEOUT_S", 2.0)
+    run = new_run(toy_overrides(**ONLINE), tmp_path)
+    _, logger = build_loggers(run.load_config(), run, resumed_step=0)
+    assert isinstance(logger, SafeWandbLogger)
+    for step in range(1, 300):
+        if step == 3:
+            server.fault = "hang"
+        logger.log_metrics({"train/loss": step / 10, "attempt": 0}, step=step)
+    logger.finish(0)
+
+    assert not logger.dead
+    assert caplog.text.count("W&B has not taken all rows") == 1
+    assert sync_command(run) in caplog.text
+    server.fault = None
+    sync(run, server)
+    (online,) = server.runs.values()
+    assert [row["trainer/global_step"] for row in online.history] == list(range(1, 300))
+
+
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from configs.run import RunDirectory
+from tests.disks import fill
+from trainer.wandb_logger import SafeWandbLogger, sync_command
+
+run = RunDirectory(Path(sys.argv[1]))
+tracker = SafeWandbLogger(sync=sync_command(run), id="abc", project="toys", save_dir=str(run.path), offline=True)
+tracker.log_metrics({"train/loss": 1.0}, step=1)
+fill(run.path)
+for step in range(2, 3000):
+    tracker.log_metrics({f"value/{number}": step / 7 for number in range(20)}, step=step)
+tracker.finish(0)
+print("went on", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_full_disk_does_not_stop_what_logs(tmp_path: Path) -> None:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    with small_disk(tmp_path / "run", size_bytes=2_000_000) as place:
+        command = [sys.executable, "-c", FULL_DISK, str(place)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+        assert list(place.rglob("*.wandb"))
+    assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr
