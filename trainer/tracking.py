@@ -1,7 +1,7 @@
 """Loggers: metrics.csv always, Weights & Biases and TensorBoard where wanted. None of them can stop a run."""
 
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
 from configs.run import RunDirectory, read_json
 from configs.schema import Config
@@ -22,10 +22,9 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
     """The loggers of rank 0; others get loggers that do nothing."""
     loggers: list[Logger] = [MetricsCsv(run, resumed_step=resumed_step, validated=validated)]
     if config.tracking.tensorboard:
-        # Rows of steps that come again replace those that were there.
-        loggers.append(
-            TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=resumed_step + 1, flush_secs=10)
-        )
+        from trainer.tensorboard_logger import SafeTensorBoardLogger
+
+        loggers.append(SafeTensorBoardLogger(run, resumed_step=resumed_step))
     if config.tracking.mode != "disabled":
         import wandb
 

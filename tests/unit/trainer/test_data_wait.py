@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 
 from configs.run import RunDirectory
 from datamodules.streaming import loaders
@@ -64,6 +64,27 @@ def test_the_share_is_of_the_time_of_training(
 
     # Batches of a validation are waited for too: 100 s and 3 s each, none of it time of training.
     assert shares(run) == pytest.approx([0.75] * 5)
+
+
+@pytest.mark.parametrize(("bound", "told"), [("0.5", 1), ("0.9", 0), ("null", 0)])
+def test_input_that_stalls_is_said_once(
+    bound: str,
+    told: int,
+    toy_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = new_run(toy_overrides(tracking__alert_data_wait_share=bound), tmp_path)
+    alerts: list[str] = []
+    monkeypatch.setattr(metrics, "alert", lambda _, title, text: alerts.append(title))
+    measure = metrics.TrainingMetrics(run.load_config(), attempt=0)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False)
+    for share in (0.8, 0.8, 0.1, 0.8, 0.8, 0.8, 0.8):
+        measure._watch_input(trainer, share)
+
+    assert alerts == ["input has stalled"] * told
+    assert caplog.text.count("training has waited for data for 80% of its time") == told
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, *, loading_s: float, training_s: float) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.problems import ConfigError
 from configs.run import RunDirectory
 from tests.disks import fill, small_disk
 from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
@@ -147,6 +149,57 @@ def test_a_killed_run_has_each_step_once_after_it_went_on(trained: RunDirectory,
         [row[name] for name in values] for row in rows(trained)
     ]
     assert column(resumed, "attempt") == ["0"] * 12 + ["1"] * 7  # with a row for each of two validations
+
+
+# TensorBoard
+
+
+def scalars(run: RunDirectory, name: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows."""
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_has_the_rows_of_all_attempts_without_those_that_came_again(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = new_run(toy_overrides(tracking__tensorboard="true"), tmp_path)
+    for attempt, steps in enumerate([range(1, 8), range(6, 10)]):
+        loggers = build_loggers(run.load_config(), run, resumed_step=steps[0] - 1)
+        for logger in loggers:
+            for step in steps:
+                logger.log_metrics({"train/loss": step + attempt / 2}, step=step)
+            logger.finalize("success")
+
+    found = scalars(run, "train/loss")
+    assert found == [(step, float(step)) for step in range(1, 6)] + [(step, step + 0.5) for step in range(6, 10)]
+    assert found == [(int(row["step"]), float(row["train/loss"])) for row in rows(run)]
+
+
+def test_a_disk_without_room_for_tensorboard_is_said_once(
+    toy_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = new_run(toy_overrides(tracking__tensorboard="true"), tmp_path)
+    with small_disk(run.path / "tensorboard", size_bytes=200_000) as place:
+        _, logger = build_loggers(run.load_config(), run, resumed_step=0)
+        logger.log_metrics({"train/loss": 1.0}, step=1)
+        fill(place)
+        for step in range(2, 200):
+            logger.log_metrics({f"value/{number}": float(step) for number in range(100)}, step=step)
+            if step % 10 == 0:
+                logger.save()
+        logger.finalize("success")
+    assert caplog.text.count("TensorBoard failed and is off for this attempt") == 1
+
+
+def test_tensorboard_that_is_not_installed_is_asked_for(
+    toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(toy_overrides(tracking__tensorboard="true"), tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match=r"effnet\[tensorboard\]"):
+        build_loggers(run.load_config(), run, resumed_step=0)
 
 
 # Weights & Biases
