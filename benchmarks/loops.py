@@ -77,6 +77,10 @@ class InMemory(ImageNetDataModule):
             samples, seed=0, global_batch_size=self.data.global_batch_size, num_lanes=1, window_shards=1
         )
 
+    def position(self, step: int) -> dict[str, int | str]:
+        """There are no shards."""
+        return {"index_hash": "none", "val_index_hash": "none"}
+
     def train_dataloader(self) -> Any:
         """All of them."""
         return _Endless(self._batches)

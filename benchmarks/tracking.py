@@ -7,9 +7,9 @@ All on this machine's CPU, in one run.
   columns; device to host copies are not in it.
 - `share_of_b0_step`: the same over a step of B0 on one A100 at 128 images (2,489 images a second, published by NVIDIA
   for PyTorch with mixed precision).
-- `hanging_server_vs_disabled`: time of training's steps, a row at each, from the first row to the last, with W&B online
-  and a server that hangs from the third row on, over that with W&B disabled. How long the beginning and the end of such
-  a run may wait is `trainer/wandb_logger.py`'s; the table has what they took.
+- `hanging_server_vs_disabled`: time of a step of `effnet fit` (B0, small images) that writes a row each step, with W&B
+  online and a server that hangs since the first steps, over that with W&B disabled. The two take turns, a few steps
+  each. How long the beginning and the end of such a run may wait is said in docs/metrics.md.
 
     python -m benchmarks.tracking [--quick]
 """
@@ -22,13 +22,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-from benchmarks.measure import finish, median_ratio, report, take_turns
+from benchmarks.measure import finish, median_ratio, report
 from benchmarks.photographs import write_shards
 from benchmarks.runs import finished, settings
+from benchmarks.turns import Loop, take_steps
 from configs.run import RunDirectory
 from configs.schema import Trainer
 from tests.wandb_server import WandbServer
@@ -73,38 +72,31 @@ def seconds_a_row(folder: Path, mode: str, row: str, *, rows: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def seconds_a_step(folder: Path, mode: str, name: str, *, steps: int) -> tuple[float, float]:
-    """Median time of a step of a real run as its metrics have it, and of the whole run."""
-    run = RunDirectory(folder / name)
-    changes = {"trainer__max_steps": steps, "checkpoint__every_n_epochs": 100, "tracking__mode": mode}
+def compare_steps(*, rounds: int) -> dict[str, list[float]]:
+    """Seconds a step of each loop in each round."""
+    arguments = ["effnet", "4", "64", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1"]
     with WandbServer() as server:
         os.environ |= {**server.variables, "WANDB_SILENT": "true"}
-        threading.Thread(target=_hang_after, args=(server, run, 3), daemon=True).start()
-        begin = time.perf_counter()
-        finished(run, settings(folder, **changes))
-        whole = time.perf_counter() - begin
-    rows = _training_rows(run)[3:]
-    return statistics.median(float(row["throughput/step_time_p50_ms"]) / 1000 for row in rows), whole
-
-
-def _hang_after(server: WandbServer, run: RunDirectory, step: int) -> None:
-    """Let a server hang as soon as metrics.csv has a step."""
-    while not (run.metrics_file.exists() and len(_training_rows(run)) >= step):
-        time.sleep(0.02)
-    server.fault = "hang"
-
-
-def _training_rows(run: RunDirectory) -> list[dict[str, str]]:
-    with run.metrics_file.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("train/loss")]
+        modes = {"server hangs": "online", "disabled": "disabled"}
+        loops = {name: Loop("benchmarks.loops", [*arguments, f"tracking.mode={mode}"]) for name, mode in modes.items()}
+        try:
+            for loop in loops.values():
+                loop.seconds(2)
+            if not server.runs:
+                raise RuntimeError("W&B was not online")
+            server.fault = "hang"
+            return take_steps(loops, rounds=rounds, steps=5)
+        finally:
+            for loop in loops.values():
+                loop.close()
 
 
 def _row(folder: Path) -> str:
     """A row of a real run, as JSON."""
     run = finished(RunDirectory(folder / "row"), settings(folder, trainer__max_steps=1))
-    return json.dumps(
-        {name: float(value) for name, value in _training_rows(run)[0].items() if value and name != "step"}
-    )
+    with run.metrics_file.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    return json.dumps({name: float(value) for name, value in row.items() if value and name != "step"})
 
 
 def main() -> None:
@@ -121,27 +113,17 @@ def main() -> None:
             mode: [seconds_a_row(folder / f"{mode}{turn}", mode, row, rows=200) for turn in range(rounds)]
             for mode in ("online", "disabled")
         }
-        wholes: dict[str, list[float]] = {"online": [], "disabled": []}
-
-        def steps(mode: str) -> float:
-            turn = f"{mode}-steps-{len(wholes[mode])}"
-            step_s, whole = seconds_a_step(folder, mode, turn, steps=40)
-            wholes[mode].append(whole)
-            return step_s
-
-        found = take_turns({mode: lambda mode=mode: steps(mode) for mode in wholes}, rounds=rounds)  # type: ignore[misc]
+    found = compare_steps(rounds=4 * rounds)
     row_s = statistics.median(logged["online"])
     values = {
         "log_us_per_step": 1e6 * row_s / every,
         "share_of_b0_step": row_s / every / STEP_S,
-        "hanging_server_vs_disabled": median_ratio(found["online"], found["disabled"]),
+        "hanging_server_vs_disabled": median_ratio(found["server hangs"], found["disabled"]),
     }
     table = [(key, f"{value:.4g}", TARGETS.get(key, "")) for key, value in values.items()]
     table += [("a row to metrics.csv and W&B, µs", f"{1e6 * row_s:.0f}", "")]
     table += [("a row to metrics.csv alone, µs", f"{1e6 * statistics.median(logged['disabled']):.0f}", "")]
-    for mode, told in (("online", "server hangs"), ("disabled", "W&B disabled")):
-        table += [(f"{told}: a step of a run, ms", f"{1e3 * statistics.median(found[mode]):.1f}", "")]
-        table += [(f"{told}: the whole run, s", f"{statistics.median(wholes[mode]):.1f}", "")]
+    table += [(f"{name}: a step of training, ms", f"{1e3 * statistics.median(found[name]):.1f}", "") for name in found]
     report(f"Medians of {rounds} rounds on {os.cpu_count()} cores", ("figure", "value", "target"), table)
     finish(values)
 
