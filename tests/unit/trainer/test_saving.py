@@ -225,8 +225,8 @@ def test_a_failed_save_is_shown_in_wandb(
     (item,) = (each["history"]["item"] for each in records if FAILURES in each.get("history", {}).get("item", {}))
     assert item[FAILURES] == 1
     assert item["trainer/global_step"] >= 5
-    (alert,) = (record["alert"] for record in records if record["type"] == "alert")
-    assert alert["title"] == "checkpoint failed"
+    alert, end = (record["alert"] for record in records if record["type"] == "alert")
+    assert (alert["title"], end["title"]) == ("checkpoint failed", "training failed")
     assert "No space left on device" in alert["text"]
 
 
