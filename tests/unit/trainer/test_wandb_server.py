@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import psutil
 import pytest
-
 import wandb
+
 from configs.load import load_config
 from configs.run import RunDirectory
 from tests.disks import small_disk
@@ -44,7 +44,9 @@ def sync(run: RunDirectory, server: WandbServer) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = {**os.environ, **server.variables, "PATH": path}
     variables.pop("WANDB_MODE", None)
-    subprocess.run(sync_command(run), shell=True, env=variables, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        sync_command(run), shell=True, env=variables, cwd=run.path, check=True, capture_output=True, timeout=120
+    )
 
 
 def counting(run: Run) -> dict[int, dict[str, Any]]:
