@@ -85,7 +85,18 @@ def main() -> int:
         else:
             from trainer.export import export
 
-            export(run, checkpoint=arguments.checkpoint, out_dir=arguments.out_dir, raw=arguments.raw, console=console)
+            export(
+                run,
+                checkpoint=arguments.checkpoints,
+                average=arguments.average,
+                formats=arguments.formats,
+                out_dir=arguments.out_dir,
+                raw=arguments.raw,
+                tolerance=arguments.tolerance,
+                calibration_samples=arguments.calibration_samples,
+                test_samples=arguments.test_samples,
+                console=console,
+            )
 
     return _guarded(work, log_dir=log_dir, processes=processes)
 
@@ -136,7 +147,7 @@ def _parse() -> argparse.Namespace:
         elif name.startswith("tune-"):
             command.add_argument("--steps", type=int, required=True, help="optimizer steps, of each size")
             command.add_argument("--result", type=Path, required=True, help="file of JSON to write")
-        else:
+        elif name == "validate":
             command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
         if name == "tune-lr":
             command.add_argument("--min-lr", type=float, required=True, help="learning rate of the first step")
@@ -158,6 +169,12 @@ def _parse() -> argparse.Namespace:
         if name == "export":
             command.add_argument("--out-dir", type=Path)
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
+            command.add_argument("--checkpoint", type=Path, action="append", default=[], dest="checkpoints")
+            command.add_argument("--average", type=int, help="mean over so many of the newest checkpoints")
+            command.add_argument("--format", action="append", default=[], dest="formats")
+            command.add_argument("--tolerance", type=float, required=True, help="share of the largest logit")
+            command.add_argument("--calibration-samples", type=int, required=True, help="images that set int8's ranges")
+            command.add_argument("--test-samples", type=int, required=True, help="images that int8 is tried on")
     return parser.parse_args()
 
 

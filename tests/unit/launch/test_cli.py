@@ -233,3 +233,10 @@ def test_a_run_that_exists_is_launched_by_its_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --qos=high" in done.stdout
     assert f"-m launch.rank {tmp_path}/runs/mine" in done.stdout
+
+
+def test_a_mean_is_over_named_checkpoints_or_the_newest(tmp_path: Path) -> None:
+    done = effnet("export", "any", "--average", "2", "--checkpoint", "step-1", cwd=tmp_path)
+
+    assert done.returncode == EXIT_DO_NOT_RETRY
+    assert "none beside --checkpoint" in done.stderr
