@@ -1,5 +1,6 @@
 """Commands of ``effnet`` about what a run has trained: files of it for other programs, and its answers."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,34 @@ def export(
     raise typer.Exit(local.on_run("export", run, [*options, f"--test-samples={test_samples}"]))
 
 
+def predict(
+    run: Run,
+    paths: Annotated[
+        list[str], typer.Argument(help="Images, folders, globs, shards; - for a list on stdin.", metavar="PATHS...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="File for all answers: .csv, .jsonl or .parquet.")] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option("--contact-sheet", help="PNG of up to 48 of the images with their answers.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes of each image.")] = 5,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; the newest if left out.")] = None,
+    raw: Raw = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once on a device; the run's eval_batch_size if left out.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU, or one, if left out.")] = None,
+) -> None:
+    """Say what images show: class, probability, top-k. A bad image is named, skipped and counted."""
+    from launch import prediction
+
+    options = [f"--top-k={top_k}", *(["--raw"] if raw else [])]
+    given = {"checkpoint": checkpoint, "contact-sheet": contact_sheet, "batch-size": batch_size}
+    options += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    code = prediction.predict(run, paths, stdin=sys.stdin, devices=devices, out=out, options=options)
+    raise typer.Exit(code)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to ``effnet``."""
     app.command()(export)
+    app.command()(predict)
