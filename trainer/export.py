@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from configs.problems import DataError, UnreachableError
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
+from datamodules.bars import Advance, terminal_bar
 from datamodules.inspecting.shards import names_of_classes
 from datamodules.streaming.picked import picked_batches
 from trainer.assembly import build_module
@@ -108,10 +109,12 @@ def export(
         _say(console, f"{title}: {target / graph}: {difference}")
     measured: list[Measured] = []
     if quantised:
-        images = _images(config, module, config.data.train_shards, calibration_samples)
-        quantise(target / ONNX, target / ONNX_INT8, (each for each, _ in images))
-        tested = _images(config, module, config.data.val_shards, test_samples)
-        measured = measure([target / ONNX, target / ONNX_INT8], tested)
+        with terminal_bar(console)("calibrating int8", calibration_samples) as advance:
+            images = _images(config, module, config.data.train_shards, calibration_samples, advance)
+            quantise(target / ONNX, target / ONNX_INT8, (each for each, _ in images))
+        with terminal_bar(console)("int8 beside fp32", test_samples) as advance:
+            tested = _images(config, module, config.data.val_shards, test_samples, advance)
+            measured = measure([target / ONNX, target / ONNX_INT8], tested)
         write_atomically(target / COMPARISON, as_json(measured))
         files[ONNX_INT8] = f"the same in 8 bits, calibrated on up to {calibration_samples} training images"
         files[COMPARISON] = "size, speed and top-1 of both, as JSON"
@@ -143,11 +146,12 @@ def _evaluated(config: Config, weights: Weights) -> EfficientNetModule:
 
 
 def _images(
-    config: Config, module: EfficientNetModule, shards: str | tuple[str, ...], count: int
+    config: Config, module: EfficientNetModule, shards: str | tuple[str, ...], count: int, advance: Advance
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     channels, size, _ = preprocessing(config)["input_size"]
     for batch in picked_batches(config.data, shards, count, image_size=size, in_chans=channels):
         yield module.normalise(batch.images), batch.targets
+        advance(len(batch.targets))
 
 
 def _class_names(config: Config) -> list[str] | None:

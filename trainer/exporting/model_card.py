@@ -110,14 +110,15 @@ def _summary(
 
 
 def _made_with(run: RunDirectory) -> list[tuple[str, str]]:
-    """Code and versions of the last attempt."""
-    if not run.environment_file.is_file():
+    """Code and versions of the last attempt, as far as it has left word of them."""
+    try:
+        attempt = json.loads(run.environment_file.read_text(encoding="utf-8"))[-1]
+        commit, packages = attempt["git_sha"], attempt["packages"]
+    except (OSError, ValueError, LookupError, TypeError):
         return []
-    attempt = json.loads(run.environment_file.read_text(encoding="utf-8"))[-1]
-    changed = ", with uncommitted changes" if attempt["uncommitted_changes"] else ""
-    versions = ", ".join(f"{name} {attempt['packages'][name]}" for name in ("torch", "timm"))
-    code = [("code", f"`{attempt['git_sha']}`{changed}")] if attempt["git_sha"] else []
-    return [*code, ("made with", versions)]
+    changed = ", with uncommitted changes" if attempt.get("uncommitted_changes") else ""
+    code = [("code", f"`{commit}`{changed}")] if commit else []
+    return [*code, ("made with", ", ".join(f"{name} {packages.get(name)}" for name in ("torch", "timm")))]
 
 
 def _some(classes: Sequence[str] | None) -> str:
