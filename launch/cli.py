@@ -159,10 +159,6 @@ cli_jobs.add_to(app)
 app.add_typer(tune_app, name="tune")
 
 
-def _options(**values: Path | float | None) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
-
-
 def main() -> None:
     """Run a command; a mistake of the user's is one message and exit code 93; a full disk, a server away one and 1."""
     try:
