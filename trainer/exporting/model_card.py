@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
 from configs.schema import Config
 from trainer.exporting.quantising import Measured
 from trainer.exporting.timm_layout import preprocessing
@@ -54,7 +54,7 @@ def model_card(
             "## Use\n\n```python\nimport timm, torch\n" + "\n".join(how_to_load) + "\nmodel.eval()\n```",
             "Images: " + _prepared(config),
             "## Files\n\n" + _table(("file", "holds"), list(files.items())),
-            *_results(weights, metrics, measured),
+            *_results(weights, metrics, _evaluations(run, weights), measured),
             *([f"## Training\n\n![Loss, accuracy, learning rate and throughput]({CURVES})"] if curves else []),
             "## Recipe\n\nWhat differs from effnet's defaults:\n\n```yaml\n" + _recipe(config) + "```",
         ]
@@ -141,11 +141,34 @@ def _prepared(config: Config) -> str:
     )
 
 
-def _results(weights: Weights, metrics: Mapping[str, float], measured: Sequence[Measured]) -> list[str]:
+def _evaluations(run: RunDirectory, weights: Weights) -> list[tuple[str, ...]]:
+    """What ``effnet validate`` last found of these very weights, a row for each size and crop of images."""
+    found = read_json(run.path / "validation.json")
+    if weights.steps != (found.get("step"),):
+        return []
+    return [
+        (
+            f"{each['image_size']}, crop {each['crop_pct']:g}",
+            f"{each['samples']:,}",
+            *(f"{each[name]:.4f}" for name in ("top1", "top5", "loss", "calibration_error")),
+        )
+        for each in found.get("results", ())
+        if each["weights"] == weights.kind
+    ]
+
+
+def _results(
+    weights: Weights,
+    metrics: Mapping[str, float],
+    evaluations: Sequence[tuple[str, ...]],
+    measured: Sequence[Measured],
+) -> list[str]:
     parts = []
     if metrics:
         rows = [(name, f"{value:.4f}") for name, value in metrics.items()]
         parts.append(_table((f"validation, step {weights.steps[0]}", ""), rows))
+    if evaluations:
+        parts.append(_table(("effnet validate", "samples", "top-1", "top-5", "loss", "calibration error"), evaluations))
     if measured:
         rows_of_files = [
             (f"`{each.file}`", f"{each.megabytes:.2f} MB", f"{each.images_per_second:,.0f}", f"{each.top1:.4f}")

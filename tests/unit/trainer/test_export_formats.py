@@ -143,6 +143,22 @@ def test_the_model_card_is_read_by_the_hub(exported: tuple[Path, str], run: RunD
     assert "runs_dir" not in recipe
 
 
+@pytest.mark.parametrize("back", [0, 1], ids=["these weights", "others"])
+def test_the_model_card_has_what_was_found_of_these_very_weights(back: int, run: RunDirectory, tmp_path: Path) -> None:
+    found = {"image_size": 64, "crop_pct": 0.875, "samples": 37, "top1": 0.25, "top5": 1.0, "loss": 1.5}
+    results = [{**found, "weights": "ema", "calibration_error": 0.0625}, {**found, "weights": "raw", "top1": 0.125}]
+    file = run.path / "validation.json"
+    file.write_text(json.dumps({"step": last(run) - back, "results": results}))
+    try:
+        export(run, out_dir=tmp_path, raw=False, console=Console(quiet=True))
+    finally:
+        file.unlink()
+
+    card = (tmp_path / "README.md").read_text()
+    assert ("| 64, crop 0.875 | 37 | 0.2500 | 1.0000 | 1.5000 | 0.0625 |" in card) == (back == 0)
+    assert "0.1250" not in card
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["the newest", "by name"])
 def test_weights_are_averaged_over_checkpoints(named: bool, run: RunDirectory, tmp_path: Path) -> None:
     steps = [last(run), last(run) - 1]
