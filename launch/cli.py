@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launch import cli_jobs
+from launch import cli_jobs, cli_models
 from launch.cli_tune import tune_app
 
 app = typer.Typer(
@@ -87,20 +87,6 @@ def validate(
 
 
 @app.command()
-def export(
-    run: Run,
-    checkpoint: Checkpoint = None,
-    out_dir: Annotated[Path | None, typer.Option(help="Folder to write to; RUN/export if left out.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The raw weights instead of their average.")] = False,
-) -> None:
-    """Write a run's weights as model.safetensors, which plain timm loads."""
-    from launch import fit as local
-
-    options = [*_options(checkpoint=checkpoint, out_dir=out_dir), *(["--raw"] if raw else [])]
-    raise typer.Exit(local.on_run("export", run, options))
-
-
-@app.command()
 def plan(
     overrides: Overrides = None,
     config: ConfigFiles = None,
@@ -168,12 +154,9 @@ def sweep(
     raise typer.Exit(code)
 
 
+cli_models.add_to(app)
 cli_jobs.add_to(app)
 app.add_typer(tune_app, name="tune")
-
-
-def _options(**values: Path | float | None) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 def main() -> None:

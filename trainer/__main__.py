@@ -82,10 +82,36 @@ def main() -> int:
 
             request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
             validate(request, processes=processes, console=console)
+        elif arguments.command == "predict":
+            from trainer.predicting.command import predict
+
+            predict(
+                run,
+                inputs=arguments.inputs,
+                checkpoint=arguments.checkpoint,
+                raw=arguments.raw,
+                top_k=arguments.top_k,
+                batch_size=arguments.batch_size,
+                out=arguments.out,
+                contact_sheet=arguments.contact_sheet,
+                processes=processes,
+                console=console,
+            )
         else:
             from trainer.export import export
 
-            export(run, checkpoint=arguments.checkpoint, out_dir=arguments.out_dir, raw=arguments.raw, console=console)
+            export(
+                run,
+                checkpoint=arguments.checkpoints,
+                average=arguments.average,
+                formats=arguments.formats,
+                out_dir=arguments.out_dir,
+                raw=arguments.raw,
+                tolerance=arguments.tolerance,
+                calibration_samples=arguments.calibration_samples,
+                test_samples=arguments.test_samples,
+                console=console,
+            )
 
     return _guarded(work, log_dir=log_dir, processes=processes)
 
@@ -125,7 +151,7 @@ def _record(error: Exception, code: int, *, log_dir: Path, processes: Processes,
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("fit", "validate", "export", "doctor", "tune-lr", "tune-batch-size"):
+    for name in ("fit", "validate", "export", "predict", "doctor", "tune-lr", "tune-batch-size"):
         command = commands.add_parser(name)
         command.add_argument("run", type=Path, help="run directory")
         command.add_argument("--log-dir", type=Path, required=True, help="folder for a log file of each rank")
@@ -136,7 +162,7 @@ def _parse() -> argparse.Namespace:
         elif name.startswith("tune-"):
             command.add_argument("--steps", type=int, required=True, help="optimizer steps, of each size")
             command.add_argument("--result", type=Path, required=True, help="file of JSON to write")
-        else:
+        elif name in ("validate", "predict"):
             command.add_argument("--checkpoint", type=Path, help="checkpoint directory; the newest if left out")
         if name == "tune-lr":
             command.add_argument("--min-lr", type=float, required=True, help="learning rate of the first step")
@@ -155,9 +181,22 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--real-labels")
             command.add_argument("--out", type=Path)
             command.add_argument("--overrides", nargs="+", default=())
+        if name == "predict":
+            command.add_argument("--inputs", type=Path, required=True, help="file of JSON: paths and listed")
+            command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
+            command.add_argument("--top-k", type=int, required=True, help="classes of each image")
+            command.add_argument("--batch-size", type=int, help="images at once; the run's own if left out")
+            command.add_argument("--out", type=Path, help="file for the answers")
+            command.add_argument("--contact-sheet", type=Path, help="PNG of images with their answers")
         if name == "export":
             command.add_argument("--out-dir", type=Path)
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
+            command.add_argument("--checkpoint", type=Path, action="append", default=[], dest="checkpoints")
+            command.add_argument("--average", type=int, help="mean over so many of the newest checkpoints")
+            command.add_argument("--format", action="append", default=[], dest="formats")
+            command.add_argument("--tolerance", type=float, required=True, help="share of the largest logit")
+            command.add_argument("--calibration-samples", type=int, required=True, help="images that set int8's ranges")
+            command.add_argument("--test-samples", type=int, required=True, help="images that int8 is tried on")
     return parser.parse_args()
 
 

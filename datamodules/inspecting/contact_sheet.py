@@ -33,13 +33,16 @@ PAPER, INK, GREY, EDGE = "#fbfaf8", "#1d1d1f", "#84827d", "#e4e1da"
 _WNID = re.compile(r"n\d{8}")
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
+    """An image on a page, with a line in bold and a line in grey beneath."""
+
     image: PilImage.Image
     name: str
     note: str
 
     @property
     def aspect(self) -> float:
+        """Width over height, within bounds."""
         return min(WIDEST, max(NARROWEST, self.image.width / self.image.height))
 
 
@@ -55,7 +58,12 @@ def contact_sheet(samples: Sequence[Sample], classes: Sequence[str] | None, *, t
     Raises:
         DataError: If an image cannot be read.
     """
-    cells = [_cell(sample, classes) for sample in sorted(samples, key=lambda sample: (sample.label, sample.key))]
+    cells = [_labelled(sample, classes) for sample in sorted(samples, key=lambda sample: (sample.label, sample.key))]
+    return draw_cells(cells, title=title, subtitle=subtitle)
+
+
+def draw_cells(cells: Sequence[Cell], *, title: str, subtitle: str) -> bytes:
+    """A PNG of these, in their order."""
     rows = _rows([cell.aspect for cell in cells])
     heights = [_row_height([cells[i].aspect for i in row]) for row in rows]
     height = 2 * MARGIN + TITLE_HEIGHT + sum(map(round, heights)) + len(rows) * CAPTION_HEIGHT
@@ -76,20 +84,38 @@ def contact_sheet(samples: Sequence[Sample], classes: Sequence[str] | None, *, t
     return buffer.getvalue()
 
 
-def _cell(sample: Sample, classes: Sequence[str] | None) -> _Cell:
+def _labelled(sample: Sample, classes: Sequence[str] | None) -> Cell:
+    name, wordnet_id = name_and_id(sample.label, classes)
+    found = cell(sample.key, sample.contents, name, "")
+    if wordnet_id is not None:
+        return found._replace(note=f"{sample.label} · {wordnet_id}")
+    known = classes is not None and 0 <= sample.label < len(classes)
+    return found._replace(note=f"{sample.label} · {found.note}" if known else found.note)
+
+
+def name_and_id(label: int, classes: Sequence[str] | None) -> tuple[str, str | None]:
+    """What a label is called, in words; and its WordNet id where that is the name that it has."""
+    if classes is None or not 0 <= label < len(classes):
+        return f"label {label}", None
+    name = classes[label]
+    words = _words().get(name, "") if _WNID.fullmatch(name) else ""
+    return (words, name) if words else (name, None)
+
+
+def cell(key: str, contents: bytes, name: str, note: str) -> Cell:
+    """An image upright, and what is said of it; without a note, its size.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
-        image = PilImage.open(io.BytesIO(sample.contents), formats=FORMATS)
+        image = PilImage.open(io.BytesIO(contents), formats=FORMATS)
         size = f"{image.width}\N{MULTIPLICATION SIGN}{image.height}"
         upright = ImageOps.exif_transpose(image).convert("RGB")
     except UNREADABLE as error:
-        reason = fault(sample.contents, error)
-        raise DataError(f"sample {sample.key}: {reason}: effnet shards verify finds all") from None
-    if classes is None or not 0 <= sample.label < len(classes):
-        return _Cell(upright, f"label {sample.label}", size)
-    name = classes[sample.label]
-    words = _words().get(name, "") if _WNID.fullmatch(name) else ""
-    note = f"{sample.label} · {name}" if words else f"{sample.label} · {size}"
-    return _Cell(upright, words or name, note)
+        reason = fault(contents, error)
+        raise DataError(f"sample {key}: {reason}: effnet shards verify finds all") from None
+    return Cell(upright, name, note or size)
 
 
 @cache
@@ -128,7 +154,7 @@ def _row_height(aspects: Sequence[float]) -> float:
     return height if height < 1.25 * ROW_HEIGHT else ROW_HEIGHT
 
 
-def _paste(page: PilImage.Image, draw: ImageDraw.ImageDraw, cell: _Cell, *, box: tuple[int, int, int, int]) -> None:
+def _paste(page: PilImage.Image, draw: ImageDraw.ImageDraw, cell: Cell, *, box: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = box
     size = (right - left, bottom - top)
     tiny = max(cell.image.size) <= TINY

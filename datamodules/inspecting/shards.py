@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from configs.schema import Data
+from datamodules.indexing.splits import shard_cache
+from datamodules.indexing.urls import find_shards
 from datamodules.making.shards import parse_classes, read_classes, split_of
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Shard, Url
@@ -51,3 +54,15 @@ def class_names(shard: Shard, cache: ShardCache | None) -> list[str] | None:
     url = Url(shard.folder + CLASSES)
     contents = cache.remote.read_if_there(url, max_bytes=_MAX_CLASSES_BYTES)
     return parse_classes(contents, source=str(url)) if contents is not None else None
+
+
+def names_of_classes(data: Data) -> list[str] | None:
+    """The names of a run's classes, where ``classes.json`` is beside its shards and has one for each.
+
+    Raises:
+        DataError: If there are no shards, or it is not a list of names.
+        UnreachableError: If a server does not answer.
+    """
+    cache = shard_cache(data)
+    names = class_names(find_shards(data.val_shards, cache.remote).shards[0], cache)
+    return names if names is not None and len(names) == data.num_classes else None

@@ -161,13 +161,13 @@ def make_loader(
         workers = {
             "persistent_workers": True,
             "prefetch_factor": data.prefetch_batches,
-            "worker_init_fn": partial(_start_worker, os.getpid()),
+            "worker_init_fn": partial(start_worker, os.getpid()),
         }
     errors_as_items = _ErrorsAsItems(pipeline)
     return DataLoader(errors_as_items, batch_size=None, num_workers=data.num_workers, pin_memory=pin_memory, **workers)
 
 
-def _start_worker(parent: int, _: int) -> None:
+def start_worker(parent: int, _: int) -> None:
     """Signals are for the training process alone, which still needs its workers to reach the next step.
 
     But for its own SIGTERM: with that multiprocessing ends what is left of them, and then waits for them for ever.

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
 from configs.run import RunDirectory
 from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train
 from trainer.checkpoint_files import load_weights
+from trainer.export import export
 
 Overrides = Callable[..., list[str]]
 STEPS = 20
@@ -68,6 +71,12 @@ def test_deepspeed_trains_like_ddp(
         assert weights.keys() == theirs[kind].keys()
         for name, tensor in weights.items():
             torch.testing.assert_close(tensor, theirs[kind][name], atol=1e-3, rtol=1e-3, msg=f"{kind} {name}")
+
+    # What lies in parts on the ranks is exported whole.
+    export(zero, out_dir=tmp_path / "export", raw=True, console=Console(quiet=True))
+    exported = load_file(tmp_path / "export" / "model.safetensors")
+    assert exported.keys() == ours["raw"].keys()
+    assert all(torch.equal(tensor, ours["raw"][name]) for name, tensor in exported.items())
 
     # Stopped and resumed, it ends the same.
     stopped = RunDirectory(tmp_path / "stopped")

@@ -233,3 +233,19 @@ def test_a_run_that_exists_is_launched_by_its_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --qos=high" in done.stdout
     assert f"-m launch.rank {tmp_path}/runs/mine" in done.stdout
+
+
+def test_a_mean_is_over_named_checkpoints_or_the_newest(tmp_path: Path) -> None:
+    done = effnet("export", "any", "--average", "2", "--checkpoint", "step-1", cwd=tmp_path)
+
+    assert done.returncode == EXIT_DO_NOT_RETRY
+    assert "none beside --checkpoint" in done.stderr
+
+
+def test_predict_refuses_what_it_cannot_write_before_it_starts(tmp_path: Path) -> None:
+    config = config_of(f"runs_dir={tmp_path}", "run_id=r")
+    RunDirectory.of(config).freeze(config)
+    done = effnet("predict", str(tmp_path / "r"), "a.png", "--out", "answers.xml", cwd=tmp_path)
+
+    assert done.returncode == EXIT_DO_NOT_RETRY
+    assert "a file that ends in .csv, .jsonl, .parquet" in done.stderr

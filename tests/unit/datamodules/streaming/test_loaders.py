@@ -328,12 +328,12 @@ def test_a_shard_that_vanishes_in_mid_run_ends_it_with_one_plain_message(num_wor
 
 ORPHAN = """
 import os, sys, time
-from datamodules.streaming.loaders import _start_worker
+from datamodules.streaming.loaders import start_worker
 parent = os.getpid()
 if os.fork() == 0:
     while os.getppid() == parent:
         time.sleep(0.01)
-    _start_worker(parent, 0)
+    start_worker(parent, 0)
     os.write(1, b"at work")
 os._exit(0)
 """

@@ -1,0 +1,1 @@
+"""Images to predict: whatever a user names, in the form that validation has."""

@@ -1,0 +1,73 @@
+"""A few samples of a split, spread evenly over it, as evaluation sees them: for what need not see all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import Data
+from datamodules.indexing.index import Int64
+from datamodules.indexing.splits import open_split, shard_cache
+from datamodules.indexing.urls import find_shards
+from datamodules.streaming.decode import Decode
+from datamodules.streaming.loaders import Batch, make_loader
+from datamodules.streaming.source import PlannedBatch, ShardSource
+from datamodules.streaming.substitution import Substituting
+from datamodules.streaming.transforms import evaluation_transform
+
+
+@dataclass(frozen=True)
+class PickedPlan:
+    """Samples by number, in batches.
+
+    Attributes:
+        samples: (picked,) int64, ascending.
+        batch_size: Of all batches but the last.
+    """
+
+    samples: Int64
+    batch_size: int
+
+    def batch(self, number: int) -> PlannedBatch | None:
+        """The batch of that number, or None past the end."""
+        picked = self.samples[number * self.batch_size : (number + 1) * self.batch_size]
+        if not len(picked):
+            return None
+        zeros = np.zeros_like(picked)
+        return PlannedBatch(picked, zeros, zeros, np.ones(len(picked), dtype=np.float32))
+
+
+def spread(samples: int, count: int) -> Int64:
+    """Numbers of up to ``count`` of ``samples``, evenly spaced: of shards sorted by class, from all of these."""
+    count = min(samples, count)
+    return np.arange(count, dtype=np.int64) * samples // max(count, 1)
+
+
+def picked_batches(
+    data: Data, shards: str | tuple[str, ...], count: int, *, image_size: int, in_chans: int
+) -> Iterator[Batch]:
+    """Batches of ``data.eval_batch_size``, cropped as for evaluation and decoded on the CPU. Bad images are replaced.
+
+    Args:
+        data: Settings of the run.
+        shards: The split.
+        count: Most samples.
+        image_size: Side in pixels.
+        in_chans: Channels of an image.
+
+    Raises:
+        DataError: If shards are missing or damaged.
+        UnreachableError: If a server does not answer.
+    """
+    cache = shard_cache(data)
+    index = open_split(find_shards(shards, cache.remote), cache=cache, index_dir=data.index_dir)
+    plan = PickedPlan(spread(len(index), count), data.eval_batch_size)
+    source = ShardSource(index, plan, cache=cache, prefetch_shards=data.prefetch_shards)
+    transform = evaluation_transform(data, image_size)
+    decode = Decode(transform, in_chans=in_chans, num_classes=data.num_classes, seed=None)
+    loader = make_loader(source, Substituting(decode, source), data, batch_size=data.eval_batch_size, pin_memory=False)
+    for item in loader:
+        if not isinstance(item, Batch):
+            assert isinstance(item, Exception)
+            raise item
+        yield item

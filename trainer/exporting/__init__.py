@@ -1,0 +1,1 @@
+"""Files that a finished run becomes: weights, graphs, their description."""

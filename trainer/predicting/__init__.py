@@ -1,0 +1,1 @@
+"""``effnet predict``: a network's answers to images."""

@@ -1,0 +1,33 @@
+"""A page of images with what the network takes them for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.inspecting.contact_sheet import IMAGES, cell, draw_cells, name_and_id
+from datamodules.predicting.images import InputImages
+from datamodules.streaming.picked import spread
+from trainer.predicting.answers import Answer
+
+
+def prediction_sheet(
+    images: InputImages, answers: Sequence[Answer], classes: Sequence[str] | None, *, title: str
+) -> bytes:
+    """A PNG of up to 48 images, evenly spaced, with class and probability, and the right class where that is another.
+
+    Args:
+        images: That were predicted.
+        answers: To the good ones.
+        classes: Names by label.
+        title: In large letters above.
+    """
+    chosen = [answers[number] for number in spread(len(answers), IMAGES).tolist()]
+    cells = []
+    for answer in chosen:
+        name, _ = name_and_id(answer.labels[0], classes)
+        note = f"{answer.probabilities[0]:.1%} · "
+        if answer.label is None or answer.label == answer.labels[0]:
+            note += Path(answer.image).name if answer.label is None else "right"
+        else:
+            note += f"is {name_and_id(answer.label, classes)[0]}"
+        cells.append(cell(answer.image, images.read(answer.number).contents, name, note))
+    return draw_cells(cells, title=title, subtitle=f"{len(chosen)} of {len(answers):,} images")
