@@ -9,6 +9,7 @@ from trainer.assembly import build_datamodule, build_module, build_trainer, reso
 from trainer.batchnorm import BatchNormStatistics
 from trainer.distillation import Distillation, build_teacher
 from trainer.processes import Processes
+from trainer.sync_batchnorm import synchronise
 
 
 def first_phase(config: Config, *, steps: int) -> Config:
@@ -59,6 +60,8 @@ def try_training(config: Config, processes: Processes, callbacks: Sequence[Callb
     accelerator = resolve_accelerator(config)
     datamodule = build_datamodule(config, accelerator)
     module = build_module(config)
+    if config.trainer.sync_batchnorm and processes.is_distributed:
+        synchronise(module.network, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
     parts = [BatchNormStatistics(), *callbacks]

@@ -104,7 +104,9 @@ def try_size(config: Config, size: int, accumulate: int | None, *, steps: int) -
     """
     tried = min(accumulate or 1, 2)
     lanes = math.gcd(config.data.num_lanes, size * tried)
-    data = {"micro_batch_size": size, "global_batch_size": size * tried, "num_lanes": lanes}
+    # Repeats need not divide so small a batch, and change nothing that is measured.
+    once = config.data.augmentation.model_copy(update={"aug_repeats": None})
+    data = {"micro_batch_size": size, "global_batch_size": size * tried, "num_lanes": lanes, "augmentation": once}
     config = last_phase(config, steps=WARM_UP_STEPS + steps)
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     times, average = StepTimes(), [WeightAverage(config.ema)] if config.ema.enabled else []

@@ -123,3 +123,23 @@ def test_a_network_without_batchnorm_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="false: the network has no BatchNorm"):
         synchronise(network, "cpu")
+
+
+def test_a_sweep_of_the_learning_rate_asks_all_ranks_too(toy_overrides: Overrides) -> None:
+    changes = {**STILL, "data__image_size": 64, "trainer__max_steps": "null"}
+    program = """
+import json, sys
+from configs.load import load_config
+from trainer.processes import Processes
+from trainer.tuning.attempt import first_phase, try_training
+from trainer.tuning.sweep import LearningRateSweep
+
+config = load_config([], {overrides!r}).config
+sweep = LearningRateSweep(min_lr=1e-5, max_lr=1e-4, steps=2, on_step=lambda _: None)
+try_training(first_phase(config, steps=2), Processes.from_environment(), [sweep])
+print(json.dumps(sweep.losses))
+"""
+    ours = run_ranks(program.format(overrides=toy_overrides(**changes, **TWO)), world_size=2)
+    (theirs,) = run_ranks(program.format(overrides=toy_overrides(**changes, data__micro_batch_size=32)), world_size=1)
+
+    assert ours == [pytest.approx(theirs, abs=5e-5)] * 2

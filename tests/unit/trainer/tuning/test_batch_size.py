@@ -82,6 +82,12 @@ def test_a_trial_trains_with_that_size_and_measures_time_and_memory(toy_override
     assert large.peak_bytes - small.peak_bytes > 5e6  # 62 images of 64 x 64 more
 
 
+def test_samples_that_are_repeated_need_not_divide_the_batch_of_a_trial(toy_overrides: Overrides) -> None:
+    config = load_config([], toy_overrides(data__augmentation__aug_repeats=2)).config
+
+    assert try_size(config, 2, 8, steps=1).trains  # 4 samples in 4 lanes: each lane has one
+
+
 def test_too_little_memory_and_a_batch_too_small_for_batchnorm_are_findings(toy_overrides: Overrides) -> None:
     config = load_config([], toy_overrides(data__image_size=256, loss__mixup_alpha=0, loss__cutmix_alpha=0)).config
     pages = int(Path("/proc/self/statm").read_text().split()[0])
