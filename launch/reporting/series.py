@@ -10,6 +10,10 @@ from pathlib import Path
 STEP, EPOCH, ATTEMPT = "step", "epoch", "attempt"
 MOST_POINTS = 1000
 """Of a line that is drawn: more than a chart has pixels."""
+LONGEST_COUNT = 18
+"""Digits of a step: more are of a file that is damaged."""
+LARGEST = 1e100
+"""Of a number in any format that is trained in, by far: an axis of larger ones would have no length."""
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Metrics:
     @property
     def has_epochs(self) -> bool:
         """Whether every row has its epoch."""
-        return bool(self.epochs) and not any(map(math.isnan, self.epochs))
+        return bool(self.epochs) and all(map(math.isfinite, self.epochs))
 
     def attempt_starts(self) -> list[int]:
         """Rows with which a later attempt than that of the row before begins."""
@@ -82,13 +86,13 @@ def _read_rows(rows: Iterator[list[str]], metrics: Metrics) -> None:
     columns = [(place, Column()) for name, place in places.items() if name not in (STEP, EPOCH, ATTEMPT)]
     metrics.columns = {header[place]: column for place, column in columns}
     for cells in rows:
-        if len(cells) != len(header) or not cells[at_step].isdecimal():
+        if len(cells) != len(header) or not _is_count(cells[at_step]):
             continue
         row = len(metrics.steps)
         metrics.steps.append(int(cells[at_step]))
         metrics.epochs.append(_number(cells[at_epoch]) if at_epoch is not None else math.nan)
         attempt = cells[at_attempt] if at_attempt is not None else ""
-        metrics.attempts.append(int(attempt) if attempt.isdecimal() else -1)
+        metrics.attempts.append(int(attempt) if _is_count(attempt) else -1)
         for place, column in columns:
             text = cells[place]
             if text:
@@ -96,11 +100,17 @@ def _read_rows(rows: Iterator[list[str]], metrics: Metrics) -> None:
                 column.values.append(_number(text))
 
 
+def _is_count(text: str) -> bool:
+    """Whether it is one that an array of 64 bits holds."""
+    return text.isdecimal() and len(text) <= LONGEST_COUNT
+
+
 def _number(text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return math.nan
+    return math.nan if LARGEST < abs(value) < math.inf else value
 
 
 def thinned(values: Sequence[float], limit: int = MOST_POINTS) -> list[int]:
