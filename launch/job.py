@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from configs.checks.launch import SECRET_NAME
+from configs.checks.launch import SECRET_NAME, SECRET_VALUE
 from configs.problems import ConfigError, Problem, shown
 from configs.run import PREFLIGHT, RunDirectory
 from configs.schema import Config
@@ -18,8 +18,6 @@ PASSED_ON = re.compile(
     r"|(http|https|no)_proxy|(HTTP|HTTPS|NO)_PROXY"
 )
 """Names of variables that a job gets from the shell that submits it."""
-SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]*@")
-"""A password in a URL."""
 
 
 @dataclass(frozen=True, kw_only=True)

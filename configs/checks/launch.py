@@ -9,6 +9,8 @@ from configs.schema import Config
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|SIGNATURE", re.IGNORECASE)
 """Part of the name of a variable that holds a secret."""
+SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+"""A password in a URL."""
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 OWN_OPTIONS = (
     "account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "export", "job-name", "nodes",
@@ -26,6 +28,10 @@ def launch_problems(config: Config) -> Iterator[Problem]:
             if SECRET_NAME.search(name):
                 accepted = f"variables that are no secrets: what a job gets is written to disk, and {name} may be one"
                 yield Problem(key=f"launch.{key}", received=name, accepted=accepted)
+    for name, value in launch.environment.items():
+        if SECRET_VALUE.search(value):
+            accepted = f"URLs without passwords: what a job gets is written to disk, {name} too"
+            yield Problem(key="launch.environment", received=name, accepted=accepted)
     if launch.mounts and launch.image is None:
         yield problem_with(config, "launch.mounts", "[] without launch.image", "launch.image")
     if launch.ssh.hosts and launch.ssh.hostfile is not None:

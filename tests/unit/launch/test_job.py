@@ -62,6 +62,9 @@ def test_secrets_in_the_configuration_are_refused() -> None:
     problems = problems_of("launch.environment.WANDB_API_KEY=x", "launch.pass_environment=[HF_TOKEN]")
 
     assert set(problems) == {"launch.environment", "launch.pass_environment"}
+    url = problems_of("launch.environment.https_proxy='http://user:hunter2@proxy:3128'")
+    assert set(url) == {"launch.environment"}
+    assert "hunter2" not in repr(url)
 
 
 def test_an_image_sees_the_run_and_what_is_mounted() -> None:

@@ -472,7 +472,7 @@ def test_rows_that_are_half_written_or_odd_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place, damage", [("step", "1" * 25), ("epoch", "inf"), ("attempt", "9" * 25), ("lr", "1e308")]
+    ("place", "damage"), [("step", "1" * 25), ("epoch", "inf"), ("attempt", "9" * 25), ("train/top1", "1e308")]
 )
 def test_numbers_that_no_training_has_are_in_nobodys_way(place: str, damage: str, tmp_path: Path) -> None:
     cells = train_row(2).split(",")
