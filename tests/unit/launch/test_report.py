@@ -542,6 +542,18 @@ def test_the_command_writes_the_page_into_the_run_and_says_where(tmp_path: Path)
     assert "--out" in nowhere.stderr
 
 
+@pytest.mark.parametrize("out", ["mine/config.yaml", "mine", "folder.html", "no/page.html", "/proc/page.html"])
+def test_a_page_goes_only_where_a_page_can_be(out: str, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    (tmp_path / "folder.html").mkdir()
+    before = run.config_file.read_text()
+
+    with pytest.raises(ConfigError, match="--out"):
+        write_report([str(run.path)], out=tmp_path / out)
+
+    assert run.config_file.read_text() == before
+
+
 def test_more_runs_than_can_be_told_apart_are_refused() -> None:
     with pytest.raises(ConfigError, match="up to 8 runs"):
         write_report([str(number) for number in range(9)])
