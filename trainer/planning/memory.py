@@ -104,7 +104,7 @@ def plan_memory(
     weights = working * parameters + (working * parameters // world_size if stage == 3 else 0)
     gradients = working * parameters // (world_size if stage >= 2 else 1)
     optimizer = (FP32 * parameters + state) // world_size if sharded else state
-    if config.deepspeed.offload_optimizer:  # it is with the host
+    if config.deepspeed.offload_optimizer and config.trainer.accelerator != "cpu":  # it is with the host
         optimizer = 0
     average = FP32 * parameters + buffers if config.ema.enabled else 0
     communication = working * ZERO_BUCKET * (1 if stage == 3 else 2) if sharded else 0

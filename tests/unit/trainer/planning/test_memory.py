@@ -79,6 +79,8 @@ def test_an_optimizer_in_the_hosts_memory_takes_none_of_a_device() -> None:
 
     assert stays.optimizer > goes.optimizer == 0
     assert goes.total < stays.total
+    on_cpu = {**zero, "trainer__accelerator": "cpu", "trainer__precision": "32-true"}  # whose memory is the host's
+    assert memory(2, **on_cpu, deepspeed__offload_optimizer=True) == memory(2, **on_cpu)
 
 
 def test_deepspeed_in_16_bits_halves_weights_and_keeps_masters_and_moments_in_32() -> None:
