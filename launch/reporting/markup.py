@@ -6,6 +6,11 @@ from collections.abc import Iterable
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 """What may not stand in a page, not even escaped."""
+SECRET = re.compile(
+    r"(://)[^/@\s]+(?=@)|([?&](?:sig|[\w.-]{0,64}(?:key|token|secret|passw|credential|signature)[\w.-]{0,64})=)[^&\s\"'<>]+",
+    re.IGNORECASE,
+)
+"""Of a URL, as an error may name it where a store has sent on to one that is signed: pages are passed on to others."""
 VOID = frozenset({"meta", "link"})
 """Elements that have no end."""
 
@@ -17,11 +22,12 @@ class Markup(str):
 
 
 def escaped(content: object) -> Markup:
-    """Text as it is to be read: escaped, without what UTF-8 or HTML cannot hold; markup as it is."""
+    """Text as it is to be read: escaped, without what UTF-8 or HTML cannot hold, and URLs' secrets; markup as it is."""
     if isinstance(content, Markup):
         return content
     text = str(content).encode("utf-8", "replace").decode("utf-8")
-    return Markup(html.escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)))
+    text = SECRET.sub("\\1\\2\N{HORIZONTAL ELLIPSIS}", CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+    return Markup(html.escape(text))
 
 
 def tag(element: str, *content: object, **attributes: object) -> Markup:

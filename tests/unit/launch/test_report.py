@@ -402,6 +402,17 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
     assert [EVIL, EVIL] in page.section("Environment").rows()
 
 
+def test_secrets_in_urls_that_an_error_names_are_not_in_the_page(tmp_path: Path) -> None:
+    url = "https://me:hunter2@cdn.example.org/a.tar?X-Amz-Signature=hunter2&part=1"
+    run = new_run(tmp_path / "mine", outcomes=[{**FAILED, "reason": f"403, url='{url}'"}])
+    leave_error(run, 0, 3, reason=f"OSError: {url}\nsas: https://blob/x?sv=1&sig=hunter2")
+
+    text = write_report([str(run.path)]).read_text(encoding="utf-8")
+
+    assert "hunter2" not in text
+    assert "403, url='https://…@cdn.example.org/a.tar?X-Amz-Signature=…&part=1'" in parsed(text).text
+
+
 def test_a_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
     run = new_run(tmp_path / "mine", rows=ROWS, outcomes=[FAILED, DONE])
 
