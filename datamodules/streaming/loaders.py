@@ -118,7 +118,7 @@ def _raised(items: Iterable[AnyBatch | LoaderError]) -> Iterator[AnyBatch]:
             item = next(iterator, None)
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             # What torch meets where it takes a batch from a process that has just been killed.
-            raise RuntimeError(f"a loader process died, perhaps for want of memory ({error})") from error
+            raise RuntimeError(f"a worker process of the loader died, perhaps for want of memory ({error})") from error
         if item is None:
             return
         if isinstance(item, LoaderError):
