@@ -254,7 +254,8 @@ def test_workers_outlive_the_signals_meant_for_the_training_process(
 def test_a_killed_worker_ends_training_with_a_word_of_it(num_workers: int, train_index: ShardIndex) -> None:
     before = {process.pid for process in workers()}
     # torch's handler of SIGCHLD may raise wherever this process is, in closing too
-    expected = pytest.raises(RuntimeError, match=r"loader process died|DataLoader worker \(pid\(s\) \d+\)|killed by")
+    found = r"worker process of the loader died|DataLoader worker \(pid\(s\) \d+\)|killed by"
+    expected = pytest.raises(RuntimeError, match=found)
     with expected, training_stream(train_index, num_workers) as stream:
         next(stream.take(1))
         next(process for process in workers() if process.pid not in before).kill()
