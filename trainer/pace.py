@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-SECONDS = 0.25
+SECONDS = 0.4
 """About the time between two agreements, where steps are shorter."""
 MOST_STEPS = 8
 """A step may come to take many times as long: then a signal has waited for that many of them."""
@@ -16,7 +16,7 @@ def steps_between(step_s: float) -> int:
 
 
 class Pace:
-    """Every step, until it is known how long they take on the slowest rank; then about four times a second.
+    """Every step, until it is known how long they take on the slowest rank; then about every 0.4 seconds.
 
     All ranks agree on that time with their votes, so that all ask at the same steps.
     """

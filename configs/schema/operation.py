@@ -68,8 +68,8 @@ class Fault(Section):
     """Seconds before the first restart of `effnet fit --max-restarts`, give or take half; doubles with each further one
     without a newer checkpoint, up to 5 minutes."""
     check_every_n_steps: PositiveInt | None = None
-    """Optimizer steps between two agreements of the ranks on whether a signal has arrived. None: as many as take a
-    quarter of a second, but at most 8."""
+    """Optimizer steps between two agreements of the ranks on whether a signal has arrived. None: as many as take 0.4
+    seconds, but at most 8."""
     max_skipped_steps: NonNegativeInt = 10
     """Optimizer steps in a row that are left out because loss or gradient is not finite; one more, and the run goes
     back to the checkpoint before them, past their data. 0 goes back at the first: then no step waits for the device."""
