@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from configs.problems import DataError, UnreachableError
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from datamodules.bars import Advance, terminal_bar
@@ -24,7 +23,6 @@ from trainer.exporting.onnx_files import require_onnx, write_onnx
 from trainer.exporting.quantising import Measured, measure, quantise
 from trainer.exporting.timm_layout import description, how_to_load, preprocessing, timm_builds
 from trainer.exporting.weights import Weights, choose_weights
-from trainer.logs import logger
 from trainer.module import EfficientNetModule
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
@@ -90,7 +88,7 @@ def export(
     provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id}
     if len(weights.steps) > 1:
         provenance["mean_over_steps"] = list(weights.steps)
-    classes = _class_names(config)
+    classes = names_of_classes(config.data)
     features = int(module.network.num_features)  # type: ignore[arg-type]
     about = description(config, num_features=features, classes=classes, provenance=provenance)
     write_atomically(target / DESCRIPTION, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
@@ -152,15 +150,6 @@ def _images(
     for batch in picked_batches(config.data, shards, count, image_size=size, in_chans=channels):
         yield module.normalise(batch.images), batch.targets
         advance(len(batch.targets))
-
-
-def _class_names(config: Config) -> list[str] | None:
-    """Names by label, where shards are still there and have them; a network is exported without all the same."""
-    try:
-        return names_of_classes(config.data)
-    except (DataError, UnreachableError) as error:
-        logger.warning("no class names are exported: %s", error)
-        return None
 
 
 def _remove_graphs(folder: Path) -> None:

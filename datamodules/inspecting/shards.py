@@ -1,9 +1,11 @@
 """Shards as commands look at them: opened, named and grouped alike on this machine and on a server."""
 
+import logging
 import os
 from pathlib import Path
 from typing import BinaryIO
 
+from configs.problems import DataError, UnreachableError
 from configs.schema import Data
 from datamodules.indexing.splits import shard_cache
 from datamodules.indexing.urls import find_shards
@@ -11,6 +13,8 @@ from datamodules.making.shards import parse_classes, read_classes, split_of
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Shard, Url
 from datamodules.storage.stats import Stat
+
+logger = logging.getLogger(__name__)
 
 CLASSES = "classes.json"
 _MAX_CLASSES_BYTES = 16 << 20
@@ -59,10 +63,12 @@ def class_names(shard: Shard, cache: ShardCache | None) -> list[str] | None:
 def names_of_classes(data: Data) -> list[str] | None:
     """The names of a run's classes, where ``classes.json`` is beside its shards and has one for each.
 
-    Raises:
-        DataError: If there are no shards, or it is not a list of names.
-        UnreachableError: If a server does not answer.
+    Where shards are gone, a network is still of use: that is a warning, and None.
     """
-    cache = shard_cache(data)
-    names = class_names(find_shards(data.val_shards, cache.remote).shards[0], cache)
+    try:
+        cache = shard_cache(data)
+        names = class_names(find_shards(data.val_shards, cache.remote).shards[0], cache)
+    except (DataError, UnreachableError) as error:
+        logger.warning("classes have numbers for names: %s", error)
+        return None
     return names if names is not None and len(names) == data.num_classes else None

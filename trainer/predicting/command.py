@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from configs.problems import DataError, UnreachableError
+from configs.problems import DataError
 from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.inspecting.shards import names_of_classes
@@ -93,7 +93,7 @@ def predict(
     if gathered is None:
         return
     answers = sorted(gathered)
-    classes = _class_names(config)
+    classes = names_of_classes(config.data)
     good = [answer for answer in answers if answer.error is None]
     for answer in answers:
         if answer.error is not None:
@@ -147,14 +147,6 @@ def _answer(
         probabilities, labels = next(following) if each.pixels is not None else ([], [])
         answers.append(Answer(each.number, each.name, each.label, tuple(labels), tuple(probabilities), each.error))
     return answers
-
-
-def _class_names(config: Config) -> list[str] | None:
-    try:
-        return names_of_classes(config.data)
-    except (DataError, UnreachableError) as error:
-        logger.warning("classes have numbers for names: %s", error)
-        return None
 
 
 def _print(answers: Sequence[Answer], classes: Sequence[str] | None, console: Console) -> None:
