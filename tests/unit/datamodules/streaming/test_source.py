@@ -151,14 +151,15 @@ def test_a_shard_cut_while_it_is_open_is_a_data_error(index: ShardIndex) -> None
             reader.read(1)
 
 
-def open_tars() -> list[str]:
+def open_tars(folder: Path) -> list[str]:
+    """Shards of the folder that this process has open, which may have others open of tests before."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:
             found.append(os.readlink(link))
         except FileNotFoundError:  # the descriptor of the listing itself
             continue
-    return [name for name in found if name.endswith(".tar")]
+    return [name for name in found if name.startswith(f"{folder}/") and name.endswith(".tar")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
@@ -167,23 +168,23 @@ def test_no_more_than_64_shards_are_open_at_once_and_none_after_closing(tmp_path
     reader = ShardReader(index)
     for sample in (*range(100), *range(100)):
         reader.read(sample)
-        assert len(open_tars()) <= 64
-    assert len(open_tars()) == 64
+        assert len(open_tars(tmp_path)) <= 64
+    assert len(open_tars(tmp_path)) == 64
     reader.close()
-    assert open_tars() == []
+    assert open_tars(tmp_path) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
-def test_a_source_closes_its_files_when_it_ends_is_left_or_fails(index: ShardIndex) -> None:
+def test_a_source_closes_its_files_when_it_ends_is_left_or_fails(index: ShardIndex, tmp_path: Path) -> None:
     plan = EvaluationPlan(samples=len(index), batch_size=2, global_rank=0, world_size=1)
     assert len(list(ShardSource(index, plan))) == len(index)
-    assert open_tars() == []
+    assert open_tars(tmp_path) == []
     iterator = iter(ShardSource(index, plan))
     next(iterator)
-    assert len(open_tars()) == 1
+    assert len(open_tars(tmp_path)) == 1
     iterator.close()  # type: ignore[attr-defined]
-    assert open_tars() == []
+    assert open_tars(tmp_path) == []
     index.shards[2].unlink()
     with pytest.raises(DataError):
         list(ShardSource(index, plan))
-    assert open_tars() == []
+    assert open_tars(tmp_path) == []
