@@ -9,6 +9,7 @@ smoothing and averaged weights; on the CPU in fp32, on a GPU in bf16 (autocast),
 - `speed_vs_timm_train`: images a second of `effnet fit` over those of timm's train.py, the file that `--timm-train`
   names; left out without it.
 - `speed_2_processes_vs_1`: images a second of two processes on a core each over one on one core, the same batch each.
+  The table has beside it what two runs reach that are not connected.
 - `data_wait_share`: of a real run from shards of photographs with loader processes, the share of time spent waiting.
 - With a GPU the same with `gpu_` (but for two processes), and for B0 at 224, B4 at 380 and V2-S at 300 pixels, each
   eager and, where effnet compiles, compiled: `gpu_images_per_second_<configuration>` at the best batch size, and in the
@@ -33,7 +34,7 @@ from benchmarks.limits import bandwidth_limit, matrix_limit, work
 from benchmarks.measure import finish, median_ratio, report
 from benchmarks.photographs import write_shards
 from benchmarks.runs import finished, settings
-from benchmarks.turns import Loop, Shape, take_steps
+from benchmarks.turns import Loop, Shape, Unconnected, take_steps
 from configs.run import RunDirectory
 from configs.schema import Trainer
 
@@ -91,7 +92,7 @@ def compare(
     return values, {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
-def measured(loops: Mapping[str, Loop], *, rounds: int, steps: int) -> dict[str, list[float]]:
+def measured(loops: Mapping[str, Loop | Unconnected], *, rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step in each round; the loops are ended."""
     try:
         return take_steps(loops, rounds=rounds, steps=steps)
@@ -100,8 +101,10 @@ def measured(loops: Mapping[str, Loop], *, rounds: int, steps: int) -> dict[str,
             loop.close()
 
 
-def two_processes(shape: Shape, *, rounds: int, steps: int) -> float:
-    """Images a second of two ranks on a core each, over those of one on a core.
+def two_processes(shape: Shape, *, rounds: int, steps: int) -> tuple[float, float]:
+    """Images a second of two processes on a core each over those of one on a core: two ranks, and two separate runs.
+
+    The second is what the machine has room for: two cores share caches and memory.
 
     Raises:
         RuntimeError: If there is one core only.
@@ -112,10 +115,12 @@ def two_processes(shape: Shape, *, rounds: int, steps: int) -> float:
     arguments = ["effnet", str(shape.batch), str(shape.size), *CPU, "trainer.num_threads=1"]
     loops = {
         "one process": Loop("benchmarks.loops", arguments, cores=[cores[:1]]),
-        "two processes": Loop("benchmarks.loops", arguments, cores=[cores[:1], cores[1:]]),
+        "two ranks": Loop("benchmarks.loops", arguments, cores=[cores[:1], cores[1:]]),
+        "two runs": Unconnected([Loop("benchmarks.loops", arguments, cores=[[core]]) for core in cores]),
     }
     found = measured(loops, rounds=rounds, steps=steps)
-    return 2 * median_ratio(found["one process"], found["two processes"])
+    one = found["one process"]
+    return 2 * median_ratio(one, found["two ranks"]), 2 * median_ratio(one, found["two runs"])
 
 
 def data_wait_share(folder: Path, overrides: tuple[str, ...], *, steps: int, **changes: object) -> float:
@@ -179,7 +184,8 @@ def main() -> None:
     values, medians = compare(shape, CPU, timm_train, rounds=rounds, steps=steps)
     rows: list[tuple[str, str, str]] = []
     if len(os.sched_getaffinity(0)) > 1:
-        values["speed_2_processes_vs_1"] = two_processes(shape, rounds=rounds, steps=steps)
+        values["speed_2_processes_vs_1"], apart = two_processes(shape, rounds=rounds, steps=steps)
+        rows.append(("two runs that share nothing but the machine, over one", f"{apart:.4g}", ""))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, shards=2, samples=64, different=8)
@@ -187,7 +193,8 @@ def main() -> None:
         share = data_wait_share(folder, CPU, steps=12 if arguments.quick else 40, **batch)
         values["data_wait_share"] = share
         if torch.cuda.is_available():
-            found, rows = on_gpu(timm_train, rounds=rounds, steps=4 * steps)
+            found, gpu_rows = on_gpu(timm_train, rounds=rounds, steps=4 * steps)
+            rows += gpu_rows
             batch = {"data__global_batch_size": 64, "data__micro_batch_size": 64, "data__image_size": 224}
             batch |= {"data__num_workers": max((os.cpu_count() or 1) - 1, 1)}
             found["gpu_data_wait_share"] = data_wait_share(folder, GPU, steps=60, **batch)

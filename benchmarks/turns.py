@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -133,7 +134,24 @@ class Loop:
         self._replies.close()
 
 
-def take_steps(loops: Mapping[str, Loop], *, rounds: int, steps: int) -> dict[str, list[float]]:
+class Unconnected:
+    """Loops that take their steps at the same time and know nothing of each other; as slow as the slowest."""
+
+    def __init__(self, loops: Sequence[Loop]) -> None:
+        self._loops = loops
+
+    def seconds(self, steps: int) -> float:
+        """Run so many steps of each."""
+        with ThreadPoolExecutor(len(self._loops)) as threads:
+            return max(threads.map(lambda loop: loop.seconds(steps), self._loops))
+
+    def close(self) -> None:
+        """End them."""
+        for loop in self._loops:
+            loop.close()
+
+
+def take_steps(loops: Mapping[str, Loop | Unconnected], *, rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step of each loop in each round. They are warm then: each has run twice as many steps before.
 
     Args:

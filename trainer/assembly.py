@@ -17,6 +17,7 @@ from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.streaming.randomness import WEIGHTS, seed_everything
 from trainer.checkpoint_files import CheckpointFile
+from trainer.host_memory import keep_freed_memory
 from trainer.module import EfficientNetModule
 from trainer.network import build_network, image_size
 from trainer.processes import Processes
@@ -100,6 +101,8 @@ def build_trainer(
     torch.set_num_threads(threads)
     # Where no launcher has set it, Lightning's DDP would, and torch's number with it.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if accelerator == "cpu":
+        keep_freed_memory()
     precision = config.trainer.matmul_precision
     if precision is not None:
         torch.set_float32_matmul_precision(precision)
