@@ -8,11 +8,13 @@ are taken, torch's way is left.
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 Shape = tuple[int, int, int, int]
 """Images, height, width and channels of a batch."""
@@ -75,6 +77,26 @@ class SlotOfBatch:
 
     def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[int, int, Shape]]:
         return _deliver, self._parts
+
+
+class SmallColumn:
+    """Stands for a tensor of a few bytes a sample on its way from a worker; unpickled, it is the tensor.
+
+    Torch's way is shared memory, and a descriptor sent through a socket of its own for each tensor: the four columns of
+    a batch cost 0.9 ms that the training process waited for (measured on 28 November 2026).
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+
+    def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[NDArray[Any]]]:
+        return torch.from_numpy, (self._values,)
+
+
+def small_column(values: Sequence[Any]) -> Any:
+    """The tensor of one value a sample; in a worker, what stands for it."""
+    column = torch.tensor(values)
+    return column if get_worker_info() is None else SmallColumn(column.numpy())
 
 
 def _deliver(memory: int, slot: int, shape: Shape) -> torch.Tensor:

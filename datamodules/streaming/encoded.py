@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from datamodules.images.decoding import EncodedImage
+from datamodules.streaming.batch_memory import small_column
 from datamodules.streaming.crops import CenterCrop, Geometry, RandomCrop
 from datamodules.streaming.decode import Decoded
 from datamodules.streaming.source import RawSample
@@ -83,7 +84,7 @@ class WithPlace:
 
 
 class CollateEncoded:
-    """Makes batches of what WithPlace gives. One tensor holds all files: each tensor costs a descriptor on its way."""
+    """Makes batches of what WithPlace gives. One tensor holds all files: each costs a descriptor on its way."""
 
     def __init__(self, *, training: bool) -> None:
         self.training = training
@@ -103,7 +104,7 @@ class CollateEncoded:
             list(repeats),
             stages[0],
             self.training,
-            *(torch.tensor(column) for column in columns),
+            *(small_column(column) for column in columns),
         )
 
 

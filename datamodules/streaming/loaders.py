@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from configs.lifeline import end_with_parent
 from configs.problems import DataError, UnreachableError
 from configs.schema import Data
-from datamodules.streaming.batch_memory import BatchMemory
+from datamodules.streaming.batch_memory import BatchMemory, small_column
 from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardSource
@@ -65,7 +65,7 @@ class Collate:
         images, *columns = zip(*samples, strict=True)
         if images[0].ndim == 4:
             images = tuple(view for views in zip(*images, strict=True) for view in views)
-        return Batch(self._stack(images), *(torch.tensor(column) for column in columns))
+        return Batch(self._stack(images), *(small_column(column) for column in columns))
 
     def _stack(self, images: Sequence[torch.Tensor]) -> Any:
         channels, height, width = images[0].shape

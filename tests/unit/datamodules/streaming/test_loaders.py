@@ -144,6 +144,9 @@ def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(
         found = list(stream.take(len(expected)))
         assert stream.position == len(expected)
     assert_equal(found, expected)
+    # A descriptor for each small column would be a wait for each.
+    assert not any(column.is_shared() for batch in found for column in batch[1:])
+    assert [column.dtype for column in found[0]] == [column.dtype for column in expected[0]]
 
 
 @pytest.mark.parametrize(("num_workers", "first"), [(0, 5), (2, 21), (3, 22), (2, 43)])
