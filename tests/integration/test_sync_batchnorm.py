@@ -30,7 +30,7 @@ def under_ddp(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_trains_like_ddp_and_resumes_bit_for_bit(
     stage: int, under_ddp: RunDirectory, toy_overrides: Overrides, tmp_path: Path
 ) -> None:
