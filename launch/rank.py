@@ -37,6 +37,7 @@ def main() -> int:
     from configs.lifeline import end_with_parent
     from configs.rank_records import record_death
     from configs.run import RunDirectory, rank_error, rank_errors
+    from launch.temporary import temporary_files
 
     parser = argparse.ArgumentParser(prog="python -m launch.rank", description=__doc__)
     parser.add_argument("run", type=Path, help="run directory")
@@ -56,18 +57,19 @@ def main() -> int:
     command = [sys.executable, "-m", "trainer", "fit", str(run.path), f"--attempt={attempt}", f"--log-dir={log_dir}"]
     # Held back until the trainer can take them: this too survives exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    children.append(
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **ranks},
-            preexec_fn=partial(end_with_parent, os.getpid()),  # safe: this process has one thread
+    with temporary_files({**os.environ, **ranks}) as environment:
+        children.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                preexec_fn=partial(end_with_parent, os.getpid()),  # safe: this process has one thread
+            )
         )
-    )
-    for early in received:
-        children[0].send_signal(early)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    status = children[0].wait()
+        for early in received:
+            children[0].send_signal(early)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        status = children[0].wait()
     code = status if status >= 0 else 128 - status
     if status != 0:
         record_death(log_dir, rank, status=status, code=code)

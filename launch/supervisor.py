@@ -23,6 +23,7 @@ from configs.lifeline import end_with_parent
 from configs.rank_records import death, read_step
 from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, exit_class, rank_errors
 from launch.inbox import SignalInbox
+from launch.temporary import temporary_files
 
 ENDED = 0
 """Stands among the signals received for the end of the child."""
@@ -61,18 +62,19 @@ def run_command(
         command: The trainer's, or torchrun's.
         devices: Ranks that it starts.
         log_dir: Folder of the ranks' logs.
-        environment: All of the child's.
+        environment: All of the child's, but for TMPDIR, which is a folder of its own that is removed.
         inherited: File descriptors that stay open in the child.
         inbox: Takes the signals; one for this command alone if left out.
         log_name: File in ``log_dir`` for standard error; one for each host where several launch.
     """
-    with SignalInbox() if inbox is None else contextlib.nullcontext(inbox) as received:
+    inbox_or_new = SignalInbox() if inbox is None else contextlib.nullcontext(inbox)
+    with temporary_files(environment) as own, inbox_or_new as received:
         with (log_dir / log_name).open("ab") as log:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
-                env=dict(environment),
+                env=own,
                 pass_fds=inherited,
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, os.getpid()),  # safe: no other thread is at work here

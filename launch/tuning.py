@@ -16,6 +16,7 @@ from launch.devices import count_cores, count_gpus, resolve_devices
 from launch.fit import check_machine, console, prepare
 from launch.inbox import SignalInbox
 from launch.supervisor import GRACE_S, agent_environment, described, outcome, run_command, trainer_command
+from launch.temporary import COMPILED
 
 FEWEST_STEPS = 20
 """Of a sweep: with fewer, noise decides."""
@@ -172,8 +173,8 @@ def _try(command: str, config: Config, options: Sequence[str], *, devices: int, 
         log_dir.mkdir(parents=True)
         write_atomically(place.config_file, dump_yaml(config))
         plot = [f"--plot={place.path / PLOT}"] if out is not None else []
-        # What libraries leave in a folder for temporary files (compiled kernels, W&B's) goes with it too.
-        environment = agent_environment({**os.environ, "TMPDIR": folder}, timeout_s=GRACE_S)
+        # Nothing stays: not what a trial has compiled, either.
+        environment = agent_environment({**os.environ, COMPILED: str(place.path / "compiled")}, timeout_s=GRACE_S)
         arguments = (command, folder, f"--log-dir={log_dir}", f"--result={result}", *plot, *options)
         status = run_command(
             trainer_command(*arguments, devices=devices),
