@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
 from rich.console import Console
@@ -18,8 +19,10 @@ from trainer.curves import draw_curves
 from trainer.distillation import Distillation, build_teacher
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment
+from trainer.loader_rates import LoaderRates
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
+from trainer.node_metrics import NodeMetrics
 from trainer.nonfinite import NonFiniteSteps
 from trainer.processes import Processes
 from trainer.profiling import StepTrace
@@ -67,6 +70,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         attempt=attempt,
         stalled_s=lambda: checkpointing.stalled_s,
         ema_decay=average.decay if average is not None else None,
+        parts=(LoaderRates(), NodeMetrics(processes, run_dir=run.path, cache_dir=Path(config.data.cache_dir))),
     )
     callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
