@@ -10,6 +10,7 @@ import typer
 from configs.problems import ConfigError, Problem
 
 Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress: results and errors alone.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The raw weights instead of their average.")]
 
 
@@ -39,6 +40,7 @@ def export(
     ] = 1e-3,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the ranges of int8.")] = 512,
     test_samples: Annotated[int, typer.Option(min=1, help="Validation images on which int8 is tried.")] = 5000,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run's weights for timm and Hugging Face, with a model card; as ONNX and graphs of torch where asked."""
     from launch import fit as local
@@ -50,7 +52,7 @@ def export(
     options += [f"--checkpoint={each}" for each in checkpoint or ()]
     options += [f"--average={average}"] if average is not None else []
     options += [f"--out-dir={out_dir}"] if out_dir is not None else []
-    options += ["--raw"] if raw else []
+    options += [*(["--raw"] if raw else []), *(["--quiet"] if quiet else [])]
     options += [f"--tolerance={tolerance}", f"--calibration-samples={calibration_samples}"]
     raise typer.Exit(local.on_run("export", run, [*options, f"--test-samples={test_samples}"]))
 
@@ -71,11 +73,12 @@ def predict(
         int | None, typer.Option(min=1, help="Images at once on a device; the run's eval_batch_size if left out.")
     ] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU, or one, if left out.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Say what images show: class, probability, top-k. A bad image is named, skipped and counted."""
     from launch import prediction
 
-    options = [f"--top-k={top_k}", *(["--raw"] if raw else [])]
+    options = [f"--top-k={top_k}", *(["--raw"] if raw else []), *(["--quiet"] if quiet else [])]
     given = {"checkpoint": checkpoint, "contact-sheet": contact_sheet, "batch-size": batch_size}
     options += [f"--{name}={value}" for name, value in given.items() if value is not None]
     code = prediction.predict(run, paths, stdin=sys.stdin, devices=devices, out=out, options=options)

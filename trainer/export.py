@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
-from datamodules.bars import Advance, terminal_bar
+from datamodules.bars import Advance, progress_on
 from datamodules.inspecting.shards import names_of_classes
 from datamodules.streaming.picked import picked_batches
 from trainer.assembly import build_module
@@ -51,6 +51,7 @@ def export(
     tolerance: float = TOLERANCE,
     calibration_samples: int = CALIBRATION_SAMPLES,
     test_samples: int = TEST_SAMPLES,
+    progress: Console | None = None,
 ) -> Path:
     """Write ``model.safetensors``, ``config.json``, a model card, and the graphs that are asked for.
 
@@ -65,6 +66,7 @@ def export(
         tolerance: Largest difference of a graph's logits to the network's, as a share of the largest logit.
         calibration_samples: Training images that set the ranges of int8.
         test_samples: Most validation images on which int8 is set beside fp32.
+        progress: To show progress on; None is ``console``.
 
     Returns:
         The file of weights.
@@ -107,10 +109,11 @@ def export(
         _say(console, f"{title}: {target / graph}: {difference}")
     measured: list[Measured] = []
     if quantised:
-        with terminal_bar(console)("calibrating int8", calibration_samples) as advance:
+        bar = progress_on(progress or console)
+        with bar("calibrating int8", calibration_samples) as advance:
             images = _images(config, module, config.data.train_shards, calibration_samples, advance)
             quantise(target / ONNX, target / ONNX_INT8, (each for each, _ in images))
-        with terminal_bar(console)("int8 beside fp32", test_samples) as advance:
+        with bar("int8 beside fp32", test_samples) as advance:
             tested = _images(config, module, config.data.val_shards, test_samples, advance)
             measured = measure([target / ONNX, target / ONNX_INT8], tested)
         write_atomically(target / COMPARISON, as_json(measured))

@@ -53,9 +53,9 @@ class NodeMetrics:
         self._network = _Network()
 
     def start(self, trainer: Trainer) -> None:
-        """Measure from here on. Says which host the node is: rows have numbers."""
+        """Measure from here on. Its log says which host it is: rows have numbers."""
         if self._processes.local_rank == 0:
-            logger.info("node %d of %d is %s", self._node, self._processes.num_nodes, socket.gethostname())
+            logger.debug("node %d of %d is %s", self._node, self._processes.num_nodes, socket.gethostname())
             psutil.cpu_percent()
             self._network.rates()
             remote = trainer.datamodule.is_remote  # type: ignore[attr-defined]

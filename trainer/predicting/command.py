@@ -44,6 +44,7 @@ def predict(
     contact_sheet: Path | None,
     processes: Processes,
     console: Console,
+    progress: Console | None = None,
 ) -> None:
     """Predict, write and print.
 
@@ -58,6 +59,7 @@ def predict(
         contact_sheet: PNG of images with their answers.
         processes: Of this node.
         console: To print on.
+        progress: To show progress on; None is the same.
 
     Raises:
         DataError: If no checkpoint verifies, there is nothing to predict, or not one image can be read.
@@ -84,12 +86,12 @@ def predict(
     loader = input_loader(images, mine, config.data, pin_memory=accelerator == "cuda")
     ranks = Ranks(processes)
     answers: list[Answer] = []
-    with ImageProgress(len(images), console) as progress:
+    with ImageProgress(len(images), progress or console) as shown:
         for batch in loader:
             answers += _answer(module, batch, config, device, top_k)
-            progress.show(ranks.add(len(batch)))
+            shown.show(ranks.add(len(batch)))
         gathered = ranks.gather(answers)
-        seconds = progress.seconds
+        seconds = shown.seconds
     if gathered is None:
         return
     answers = sorted(gathered)
