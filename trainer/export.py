@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
@@ -86,7 +86,8 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     _remove_graphs(target)
     file = target / WEIGHTS
-    save_file({name: tensor.contiguous() for name, tensor in weights.state.items()}, file)
+    # By no function of safetensors': its file is for the user alone, whatever umask says.
+    file.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.state.items()}))
     provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id}
     if len(weights.steps) > 1:
         provenance["mean_over_steps"] = list(weights.steps)

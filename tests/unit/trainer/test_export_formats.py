@@ -189,3 +189,12 @@ def test_timm_reads_a_folder_of_grey_images_and_another_epsilon(toy_overrides: O
     with torch.no_grad():
         found = network.eval()(images(1))
     torch.testing.assert_close(found, ours(run, average(run, 1), images(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_files_are_for_whom_umask_says(exported: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = exported
+    (tmp_path / "any").touch()
+    modes = {file.name: oct(file.stat().st_mode) for file in folder.iterdir()}
+
+    assert len(modes) >= 8
+    assert set(modes.values()) == {oct((tmp_path / "any").stat().st_mode)}, modes
