@@ -33,6 +33,10 @@ def export(
         typer.Option(help="Checkpoint directory; the newest if left out, the mean of several."),
     ] = None,
     average: Annotated[int | None, typer.Option(min=2, help="Mean over so many of the newest checkpoints.")] = None,
+    bn_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training images over which a mean's BatchNorm statistics are estimated anew."),
+    ] = None,
     out_dir: Annotated[Path | None, typer.Option(help="Folder to write to; RUN/export if left out.")] = None,
     raw: Raw = False,
     tolerance: Annotated[
@@ -48,9 +52,13 @@ def export(
     if average is not None and checkpoint:
         received, accepted = str(average), "none beside --checkpoint: the mean is over those that are named"
         raise ConfigError([Problem(key="--average", received=received, accepted=accepted)])
+    if bn_samples is not None and average is None and len(checkpoint or ()) < 2:
+        received, accepted = str(bn_samples), "nothing, or --average N: one checkpoint has statistics of its own"
+        raise ConfigError([Problem(key="--bn-samples", received=received, accepted=accepted)])
     options = [f"--format={each}" for each in formats or ()]
     options += [f"--checkpoint={each}" for each in checkpoint or ()]
     options += [f"--average={average}"] if average is not None else []
+    options += [f"--bn-samples={bn_samples}"] if bn_samples is not None else []
     options += [f"--out-dir={out_dir}"] if out_dir is not None else []
     options += [*(["--raw"] if raw else []), *(["--quiet"] if quiet else [])]
     options += [f"--tolerance={tolerance}", f"--calibration-samples={calibration_samples}"]

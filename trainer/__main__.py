@@ -115,6 +115,7 @@ def main() -> int:
                 tolerance=arguments.tolerance,
                 calibration_samples=arguments.calibration_samples,
                 test_samples=arguments.test_samples,
+                bn_samples=arguments.bn_samples,
                 console=console,
                 progress=progress,
             )
@@ -199,6 +200,7 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
             command.add_argument("--checkpoint", type=Path, action="append", default=[], dest="checkpoints")
             command.add_argument("--average", type=int, help="mean over so many of the newest checkpoints")
+            command.add_argument("--bn-samples", type=int, help="training images for a mean's BatchNorm statistics")
             command.add_argument("--format", action="append", default=[], dest="formats")
             command.add_argument("--tolerance", type=float, required=True, help="share of the largest logit")
             command.add_argument("--calibration-samples", type=int, required=True, help="images that set int8's ranges")
