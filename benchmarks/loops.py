@@ -81,6 +81,11 @@ class InMemory(ImageNetDataModule):
         """There are no shards."""
         return {"index_hash": "none", "val_index_hash": "none"}
 
+    @property
+    def is_remote(self) -> bool:
+        """Nothing is read."""
+        return False
+
     def train_dataloader(self) -> Any:
         """All of them."""
         return _Endless(self._batches)

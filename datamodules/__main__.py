@@ -10,7 +10,7 @@ from rich.console import Console
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
 from datamodules import digits
-from datamodules.bars import terminal_bar
+from datamodules.bars import progress_on
 from datamodules.indexing.index_files import index_file
 from datamodules.indexing.splits import open_split
 from datamodules.indexing.urls import find_shards
@@ -19,6 +19,7 @@ from datamodules.inspecting.commands import (
     CACHE_DIR,
     CacheBytes,
     CacheDir,
+    Quiet,
     Shards,
     command_cache,
     info,
@@ -41,22 +42,27 @@ def index(
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
+    quiet: Quiet = False,
 ) -> None:
     """Scan shards and write their index. Cut short, the same command goes on where it was."""
     cache = command_cache(shards, cache_dir, cache_bytes)
     found = find_shards(shards, cache.remote)
-    with terminal_bar(console)("indexing shards", len(found.shards)) as progress:
+    with progress_on(console, quiet=quiet)("indexing shards", len(found.shards)) as progress:
         made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress)
     file = index_file(found.shards, index_dir)
     console.print(f"{len(made):,} samples in {len(found.shards)} shards: {file}", soft_wrap=True)
 
 
 @app.command(name="digits")
-def build_digits(out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")]) -> None:
+def build_digits(
+    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
+) -> None:
     """Write shards of scikit-learn's handwritten digits, unless they are there (needs the demo extra)."""
     if digits.is_built(out_dir):
         return
-    with terminal_bar(console)("writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS) as progress:
+    with progress_on(console, quiet=quiet)(
+        "writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS
+    ) as progress:
         digits.build(out_dir, progress)
 
 

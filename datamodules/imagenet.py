@@ -16,6 +16,7 @@ from configs.schema import Data
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
+from datamodules.storage.traffic import Counts, Traffic
 from datamodules.streaming.crops import CenterCrop, RandomCrop
 from datamodules.streaming.decode import Decode, Decoded
 from datamodules.streaming.device_decoding import DeviceDecoder
@@ -87,6 +88,8 @@ class ImageNetDataModule(LightningDataModule):
         self._prepared = False
         self._stream: TrainingStream | None = None
         self._waited_s = 0.0
+        # Of training and of validation, whose workers are there at the same time.
+        self._traffic = {training: Traffic(max(data.num_workers, 1)) for training in (True, False)}
         self._val_loader: EvaluationLoader | None = None
         self._device_decoders: dict[bool, DeviceDecoder] = {}
 
@@ -151,7 +154,7 @@ class ImageNetDataModule(LightningDataModule):
                 global_rank=self.trainer.global_rank,
                 world_size=self.trainer.world_size,
             )
-            source = self._source(self.val_index, plan)
+            source = self._source(self.val_index, plan, training=False)
             transform = evaluation_transform(self.data, self.eval_image_size)
             loader = self._make_loader(source, [transform], training=False)
             self._val_loader = EvaluationLoader(loader, plan)
@@ -172,6 +175,16 @@ class ImageNetDataModule(LightningDataModule):
     def waited_s(self) -> float:
         """Seconds in which the training process has waited for training batches, since it began."""
         return self._waited_s + (self._stream.waited_s if self._stream is not None else 0.0)
+
+    @property
+    def traffic(self) -> Counts:
+        """What this rank's loaders have read, fetched and waited for, since it began."""
+        return Counts(*map(sum, zip(*(each.total() for each in self._traffic.values()), strict=True)))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards of either split come over the network."""
+        return bool(self.train_index.shard_tags or self.val_index.shard_tags)
 
     def position(self, step: int) -> dict[str, int | str]:
         """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
@@ -294,9 +307,15 @@ class ImageNetDataModule(LightningDataModule):
                 f"(data.num_lanes, data.shuffle_window_shards): at least {needed:,} are needed"
             )
 
-    def _source(self, index: ShardIndex, plan: Plan, *, first: int = 0) -> ShardSource:
-        prefetch_shards = self.data.prefetch_shards
-        return ShardSource(index, plan, first=first, cache=shard_cache(self.data), prefetch_shards=prefetch_shards)
+    def _source(self, index: ShardIndex, plan: Plan, *, training: bool, first: int = 0) -> ShardSource:
+        return ShardSource(
+            index,
+            plan,
+            first=first,
+            cache=shard_cache(self.data),
+            prefetch_shards=self.data.prefetch_shards,
+            traffic=self._traffic[training],
+        )
 
     def _make_loader(
         self, source: ShardSource, transforms: Sequence[RandomCrop | CenterCrop], *, training: bool
@@ -322,7 +341,7 @@ class ImageNetDataModule(LightningDataModule):
     def _open_stream(self, *, first: int) -> TrainingStream:
         assert self.trainer is not None
         plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank, self.stage_ends)
-        source = self._source(self.train_index, plan, first=first)
+        source = self._source(self.train_index, plan, first=first, training=True)
         plan.batch(first)  # computes the epoch's order, which the workers then share
         transforms = [training_transform(data, image_size) for data, image_size in self._stages]
         loader = self._make_loader(source, transforms, training=True)

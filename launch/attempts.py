@@ -27,6 +27,7 @@ class Attempts:
         inbox: Takes the signals, between two attempts too.
         started: When the launcher began, in seconds since the epoch.
         console: For a person.
+        quiet: Whether the trainer shows no progress.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class Attempts:
     inbox: SignalInbox
     started: float
     console: Console
+    quiet: bool = False
 
     def run(self, restarts: Restarts) -> dict[str, Any]:
         """Run the trainer, and again after rollbacks, and after failures as often as allowed; returns the outcome."""
@@ -63,7 +65,8 @@ class Attempts:
         directory = self.directory
         attempt, started = directory.begin_attempt(), time.time()
         log_dir = directory.log_dir(attempt)
-        arguments = ("fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}")
+        arguments = ["fit", str(directory.path), f"--log-dir={log_dir}", f"--attempt={attempt}"]
+        arguments += ["--quiet"] if self.quiet else []
         environment = agent_environment(os.environ, timeout_s=self.config.fault.timeout_s)
         status = run_command(
             trainer_command(*arguments, devices=self.devices),

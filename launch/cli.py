@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch import cli_jobs, cli_models
+from launch.cli_models import Quiet
 from launch.cli_tune import tune_app
 
 app = typer.Typer(
@@ -35,11 +36,12 @@ def fit(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
     ] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train on this machine's devices. The same command goes on where it stopped."""
     from launch import fit as local
 
-    raise typer.Exit(local.fit(config or [], overrides or [], run, max_restarts=max_restarts))
+    raise typer.Exit(local.fit(config or [], overrides or [], run, max_restarts=max_restarts, quiet=quiet))
 
 
 @app.command()
@@ -68,6 +70,7 @@ def validate(
     ] = None,
     devices: Annotated[int | None, typer.Option(help="Processes; one a GPU, or one, if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of results; the run's if left out.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate on a split, each sample once: accuracy, loss, calibration, classes, confusion; raw and averaged."""
     from launch import validation
@@ -82,6 +85,7 @@ def validate(
         devices=devices,
         out=out,
         overrides=tuple(overrides or ()),
+        quiet=quiet,
     )
     raise typer.Exit(validation.validate(subject, options))
 

@@ -10,6 +10,7 @@ import typer
 from configs.problems import ConfigError, Problem
 
 Run = Annotated[str, typer.Argument(help="Run directory, run id, or the beginning of one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress: results and errors alone.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The raw weights instead of their average.")]
 
 
@@ -32,6 +33,10 @@ def export(
         typer.Option(help="Checkpoint directory; the newest if left out, the mean of several."),
     ] = None,
     average: Annotated[int | None, typer.Option(min=2, help="Mean over so many of the newest checkpoints.")] = None,
+    bn_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training images over which a mean's BatchNorm statistics are estimated anew."),
+    ] = None,
     out_dir: Annotated[Path | None, typer.Option(help="Folder to write to; RUN/export if left out.")] = None,
     raw: Raw = False,
     tolerance: Annotated[
@@ -39,6 +44,7 @@ def export(
     ] = 1e-3,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the ranges of int8.")] = 512,
     test_samples: Annotated[int, typer.Option(min=1, help="Validation images on which int8 is tried.")] = 5000,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run's weights for timm and Hugging Face, with a model card; as ONNX and graphs of torch where asked."""
     from launch import fit as local
@@ -46,11 +52,15 @@ def export(
     if average is not None and checkpoint:
         received, accepted = str(average), "none beside --checkpoint: the mean is over those that are named"
         raise ConfigError([Problem(key="--average", received=received, accepted=accepted)])
+    if bn_samples is not None and average is None and len(checkpoint or ()) < 2:
+        received, accepted = str(bn_samples), "nothing, or --average N: one checkpoint has statistics of its own"
+        raise ConfigError([Problem(key="--bn-samples", received=received, accepted=accepted)])
     options = [f"--format={each}" for each in formats or ()]
     options += [f"--checkpoint={each}" for each in checkpoint or ()]
     options += [f"--average={average}"] if average is not None else []
+    options += [f"--bn-samples={bn_samples}"] if bn_samples is not None else []
     options += [f"--out-dir={out_dir}"] if out_dir is not None else []
-    options += ["--raw"] if raw else []
+    options += [*(["--raw"] if raw else []), *(["--quiet"] if quiet else [])]
     options += [f"--tolerance={tolerance}", f"--calibration-samples={calibration_samples}"]
     raise typer.Exit(local.on_run("export", run, [*options, f"--test-samples={test_samples}"]))
 
@@ -71,11 +81,12 @@ def predict(
         int | None, typer.Option(min=1, help="Images at once on a device; the run's eval_batch_size if left out.")
     ] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU, or one, if left out.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Say what images show: class, probability, top-k. A bad image is named, skipped and counted."""
     from launch import prediction
 
-    options = [f"--top-k={top_k}", *(["--raw"] if raw else [])]
+    options = [f"--top-k={top_k}", *(["--raw"] if raw else []), *(["--quiet"] if quiet else [])]
     given = {"checkpoint": checkpoint, "contact-sheet": contact_sheet, "batch-size": batch_size}
     options += [f"--{name}={value}" for name, value in given.items() if value is not None]
     code = prediction.predict(run, paths, stdin=sys.stdin, devices=devices, out=out, options=options)

@@ -27,7 +27,9 @@ console = Console(stderr=True, soft_wrap=True)  # paths and commands stay whole,
 LOST = "ended without a word: its launcher was killed, or the machine went down"
 
 
-def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_restarts: int = 0) -> int:
+def fit(
+    files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_restarts: int = 0, quiet: bool = False
+) -> int:
     """Train here, to the end or until a signal; returns the exit code.
 
     Args:
@@ -35,6 +37,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
         overrides: Over them.
         run: An existing run to go on with.
         max_restarts: Most restarts in a row after failures that left no newer checkpoint.
+        quiet: Show no progress.
 
     Raises:
         ConfigError: For any mistake in the configuration, before anything is written.
@@ -73,6 +76,7 @@ def fit(files: Sequence[str], overrides: Sequence[str], run: str | None, *, max_
                 inbox=inbox,
                 started=started,
                 console=console,
+                quiet=quiet,
             )
             result = attempts.run(Restarts(limit=max_restarts, backoff_s=config.fault.restart_backoff_s))
     say_how_it_ended(result, directory)

@@ -1,54 +1,22 @@
 """``effnet status`` and ``effnet runs``: what a run's directory and its engine say of it, in a table."""
 
-import csv
 import fcntl
-from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from configs.problems import ConfigError
 from configs.run import RunDirectory
 from launch.engines import active_jobs, ended_elsewhere
+from launch.glance import progress, sparkline
 from launch.ledger import submissions
 
-BEST = ("val/ema_top1", "val/top1")
-"""Metrics by which a run is judged, the first of which is there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run is, by metrics.csv.
-
-    Attributes:
-        step: Optimizer steps done.
-        images_per_second: As last measured.
-        best: Name and largest value of the metric that counts, or None before the first validation.
-    """
-
-    step: int
-    images_per_second: float | None
-    best: tuple[str, float] | None
-
-
-def progress(run: RunDirectory) -> Progress:
-    """Read metrics.csv, which may be written to meanwhile."""
-    rows: list[dict[str, str]] = []
-    if run.metrics_file.is_file():
-        with run.metrics_file.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
-
-    def values(name: str) -> list[float]:
-        return [float(row[name]) for row in rows if row.get(name)]
-
-    speeds = values("throughput/images_per_second")
-    judged = [(name, max(values(name))) for name in BEST if values(name)]
-    return Progress(
-        step=max((int(row["step"]) for row in rows), default=0),
-        images_per_second=speeds[-1] if speeds else None,
-        best=judged[0] if judged else None,
-    )
+MOST_OF_A_CURVE = 24
+"""Characters of a sparkline where there is room."""
+ROOMY = 120
+"""Columns of a terminal from which on there is."""
 
 
 def lock_holder(run: RunDirectory) -> str | None:
@@ -108,12 +76,26 @@ def show_status(run: RunDirectory, console: Console) -> None:
 
 
 def show_runs(runs_dir: Path, console: Console) -> None:
-    """Print a line for each run in a folder, the one changed last at the end."""
-    table = Table("run", "state", "step", "last checkpoint", "attempts", "best")
+    """Print a line for each run in a folder, the one changed last at the end.
+
+    A terminal shows how the metric went by which a run is judged, or the training loss before the first validation; a
+    narrow one leaves out checkpoints and that metric's name. Elsewhere a run has a line, however long that is.
+    """
+    narrow = console.is_terminal and console.width < ROOMY
+    drawn = console.is_terminal and console.encoding.startswith("utf")
+    columns = ["run", "state", "step", *([] if narrow else ["last checkpoint"]), "attempts", "best"]
+    table = Table(box=SIMPLE if narrow else HEAVY_HEAD, pad_edge=not narrow)
+    for name in [*columns, *(["curve"] if drawn else [])]:
+        table.add_column(name, no_wrap=name not in ("state", "best"), overflow="fold")
     runs = sorted((file.parent for file in runs_dir.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
     for run in map(RunDirectory, runs):
         facts = progress(run)
-        best = f"{facts.best[0]} {facts.best[1]:.4f}" if facts.best is not None else ""
-        checkpoint = run.latest_checkpoint() or ""
-        table.add_row(run.run_id, state(run), str(facts.step), checkpoint, str(run.attempts), best)
+        cells = [run.run_id, state(run), str(facts.step)]
+        cells += [] if narrow else [run.latest_checkpoint() or ""]
+        best = "" if facts.best is None else f"{facts.best[1]:.4f}" if narrow else "{} {:.4f}".format(*facts.best)
+        cells += [str(run.attempts), best]
+        cells += [sparkline(facts.curve, MOST_OF_A_CURVE // (3 if narrow else 1))] if drawn else []
+        table.add_row(*cells)
+    if not console.is_terminal:
+        console.width = console.measure(table, options=console.options.update(width=10**4)).maximum
     console.print(table, highlight=False, markup=False)

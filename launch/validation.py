@@ -33,6 +33,7 @@ class Options:
     devices: int | None = None
     out: Path | None = None
     overrides: tuple[str, ...] = ()
+    quiet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def validate(named: str, options: Options) -> int:
         *_several("--image-sizes", sizes),
         *_several("--crop-pcts", crops),
         *_several("--overrides", options.overrides),
+        *(["--quiet"] if options.quiet else []),
     ]
     directory = subject.run or RunDirectory(folder)
     return in_processes("validate", directory, arguments, log_dir=log_dir, devices=options.devices or gpus or 1)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from rich.console import Console
+
 from configs.lifeline import end_with_parent
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.rank_records import record_rank_error
@@ -41,14 +43,16 @@ def main() -> int:
         end_with_parent(int(os.environ.get(AGENT_PID, os.getppid())))
     run = RunDirectory(arguments.run)
     log_dir: Path = arguments.log_dir
-    to_terminal = processes.global_rank == 0 and not getattr(arguments, "quiet", False)
-    console = redirect_output(rank_log(log_dir, processes.global_rank), to_terminal=to_terminal)
+    to_terminal = processes.global_rank == 0 and not (arguments.quiet and arguments.command == "doctor")
+    log = rank_log(log_dir, processes.global_rank)
+    console = redirect_output(log, to_terminal=to_terminal, quiet=arguments.quiet)
+    progress = Console(quiet=True) if arguments.quiet else console
 
     def work() -> None:
         if arguments.command == "fit":
             from trainer.fit import fit
 
-            fit(run, attempt=arguments.attempt, flag=flag, processes=processes, console=console)
+            fit(run, attempt=arguments.attempt, flag=flag, processes=processes, console=console, progress=progress)
         elif arguments.command == "doctor":
             from trainer.doctor.examination import doctor
 
@@ -81,7 +85,7 @@ def main() -> int:
             from trainer.evaluation.command import Request, validate
 
             request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
-            validate(request, processes=processes, console=console)
+            validate(request, processes=processes, console=console, progress=progress)
         elif arguments.command == "predict":
             from trainer.predicting.command import predict
 
@@ -96,6 +100,7 @@ def main() -> int:
                 contact_sheet=arguments.contact_sheet,
                 processes=processes,
                 console=console,
+                progress=progress,
             )
         else:
             from trainer.export import export
@@ -110,7 +115,9 @@ def main() -> int:
                 tolerance=arguments.tolerance,
                 calibration_samples=arguments.calibration_samples,
                 test_samples=arguments.test_samples,
+                bn_samples=arguments.bn_samples,
                 console=console,
+                progress=progress,
             )
 
     return _guarded(work, log_dir=log_dir, processes=processes)
@@ -155,10 +162,10 @@ def _parse() -> argparse.Namespace:
         command = commands.add_parser(name)
         command.add_argument("run", type=Path, help="run directory")
         command.add_argument("--log-dir", type=Path, required=True, help="folder for a log file of each rank")
+        about = "write the report to RUN/preflight.json alone" if name == "doctor" else "show no progress"
+        command.add_argument("--quiet", action="store_true", help=about)
         if name == "fit":
             command.add_argument("--attempt", type=int, required=True, help="number of this start of the run, from 0")
-        elif name == "doctor":
-            command.add_argument("--quiet", action="store_true", help="write the report to RUN/preflight.json alone")
         elif name.startswith("tune-"):
             command.add_argument("--steps", type=int, required=True, help="optimizer steps, of each size")
             command.add_argument("--result", type=Path, required=True, help="file of JSON to write")
@@ -193,6 +200,7 @@ def _parse() -> argparse.Namespace:
             command.add_argument("--raw", action="store_true", help="the raw weights, not their average")
             command.add_argument("--checkpoint", type=Path, action="append", default=[], dest="checkpoints")
             command.add_argument("--average", type=int, help="mean over so many of the newest checkpoints")
+            command.add_argument("--bn-samples", type=int, help="training images for a mean's BatchNorm statistics")
             command.add_argument("--format", action="append", default=[], dest="formats")
             command.add_argument("--tolerance", type=float, required=True, help="share of the largest logit")
             command.add_argument("--calibration-samples", type=int, required=True, help="images that set int8's ranges")

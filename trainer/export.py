@@ -8,22 +8,25 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from configs.problems import DataError
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
-from datamodules.bars import Advance, terminal_bar
+from datamodules.bars import Advance, Bar, progress_on
 from datamodules.inspecting.shards import names_of_classes
 from datamodules.streaming.picked import picked_batches
 from trainer.assembly import build_module
 from trainer.checkpoints import CheckpointDirectory
+from trainer.exporting.batchnorm import estimate
 from trainer.exporting.graphs import write_program, write_torchscript
-from trainer.exporting.model_card import as_json, copy_curves, model_card
+from trainer.exporting.model_card import as_json, copy_curves, model_card, statistics
 from trainer.exporting.onnx_files import require_onnx, write_onnx
 from trainer.exporting.quantising import Measured, measure, quantise
 from trainer.exporting.timm_layout import description, how_to_load, preprocessing, timm_builds
 from trainer.exporting.weights import Weights, choose_weights
 from trainer.module import EfficientNetModule
+from trainer.network import image_size
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
 ONNX, ONNX_INT8, PROGRAM, TORCHSCRIPT = "model.onnx", "model.int8.onnx", "model.pt2", "model.torchscript.pt"
@@ -51,6 +54,8 @@ def export(
     tolerance: float = TOLERANCE,
     calibration_samples: int = CALIBRATION_SAMPLES,
     test_samples: int = TEST_SAMPLES,
+    bn_samples: int | None = None,
+    progress: Console | None = None,
 ) -> Path:
     """Write ``model.safetensors``, ``config.json``, a model card, and the graphs that are asked for.
 
@@ -65,6 +70,9 @@ def export(
         tolerance: Largest difference of a graph's logits to the network's, as a share of the largest logit.
         calibration_samples: Training images that set the ranges of int8.
         test_samples: Most validation images on which int8 is set beside fp32.
+        bn_samples: Training images over which BatchNorm's statistics of a mean over checkpoints are estimated anew;
+            None takes the mean of theirs.
+        progress: To show progress on; None is ``console``.
 
     Returns:
         The file of weights.
@@ -79,15 +87,19 @@ def export(
         require_onnx()
     checkpoints = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint or ())
     weights = choose_weights(CheckpointDirectory(run.checkpoints), checkpoints, average=average, raw=raw)
-    module = _evaluated(config, weights)
+    module, bar = _evaluated(config, weights), progress_on(progress or console)
+    if bn_samples is not None:
+        weights = _estimated(config, module, weights, bn_samples, bar)
     target = out_dir or run.path / "export"
     target.mkdir(parents=True, exist_ok=True)
     _remove_graphs(target)
     file = target / WEIGHTS
-    save_file({name: tensor.contiguous() for name, tensor in weights.state.items()}, file)
+    # By no function of safetensors': its file is for the user alone, whatever umask says.
+    file.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.state.items()}))
     provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id}
     if len(weights.steps) > 1:
         provenance["mean_over_steps"] = list(weights.steps)
+        provenance["batchnorm_estimated_over"] = weights.statistics_of
     classes = names_of_classes(config.data)
     features = int(module.network.num_features)  # type: ignore[arg-type]
     about = description(config, num_features=features, classes=classes, provenance=provenance)
@@ -95,6 +107,9 @@ def export(
     steps = ", ".join(map(str, weights.steps))
     what = f"mean over steps {steps}" if len(weights.steps) > 1 else f"step {steps}"
     _say(console, f"{weights.kind} weights of {what}: {file}", *how_to_load(config, file))
+    if len(weights.steps) > 1:
+        hint = "" if weights.statistics_of else " (--bn-samples N does)"
+        _say(console, f"{statistics(weights)}{hint}")
 
     files = {WEIGHTS: "weights" + (", as timm names them" if timm_builds(config) else "")}
     files |= {DESCRIPTION: "architecture, classes, preprocessing, in timm's form"}
@@ -107,10 +122,10 @@ def export(
         _say(console, f"{title}: {target / graph}: {difference}")
     measured: list[Measured] = []
     if quantised:
-        with terminal_bar(console)("calibrating int8", calibration_samples) as advance:
+        with bar("calibrating int8", calibration_samples) as advance:
             images = _images(config, module, config.data.train_shards, calibration_samples, advance)
             quantise(target / ONNX, target / ONNX_INT8, (each for each, _ in images))
-        with terminal_bar(console)("int8 beside fp32", test_samples) as advance:
+        with bar("int8 beside fp32", test_samples) as advance:
             tested = _images(config, module, config.data.val_shards, test_samples, advance)
             measured = measure([target / ONNX, target / ONNX_INT8], tested)
         write_atomically(target / COMPARISON, as_json(measured))
@@ -141,6 +156,20 @@ def _evaluated(config: Config, weights: Weights) -> EfficientNetModule:
     module.network.load_state_dict(weights.state)
     module.eval().requires_grad_(requires_grad=False)
     return module
+
+
+def _estimated(config: Config, module: EfficientNetModule, weights: Weights, samples: int, bar: Bar) -> Weights:
+    """The weights with BatchNorm's statistics of their own, which the module has then too.
+
+    Raises:
+        DataError: If they are not a mean, which has statistics of its own, or the training shards are not at hand.
+    """
+    if len(weights.steps) == 1:
+        raise DataError("--bn-samples is for a mean over checkpoints: one has statistics of its own")
+    shape = {"image_size": image_size(config), "in_chans": config.model.in_chans, "seed": config.seed}
+    with bar("BatchNorm's statistics", samples) as advance:
+        found = estimate(module, picked_batches(config.data, config.data.train_shards, samples, **shape), advance)
+    return weights._replace(state=module.network.state_dict(), statistics_of=found)
 
 
 def _images(

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
 from rich.console import Console
@@ -9,6 +11,7 @@ from rich.console import Console
 from configs.rank_records import StepFile
 from configs.run import PREFLIGHT, RunDirectory
 from configs.schema import Config
+from datamodules.bars import Lines
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
 from trainer.batchnorm import BatchNormStatistics
 from trainer.checkpoint_files import CHECKPOINT
@@ -18,8 +21,10 @@ from trainer.curves import draw_curves
 from trainer.distillation import Distillation, build_teacher
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment
+from trainer.loader_rates import LoaderRates
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
+from trainer.node_metrics import NodeMetrics
 from trainer.nonfinite import NonFiniteSteps
 from trainer.processes import Processes
 from trainer.profiling import StepTrace
@@ -34,8 +39,16 @@ from trainer.tracking import SafeWandbLogger, alert, build_loggers, sync_command
 from trainer.watchdog import Watchdog, WatchdogCallback
 
 
-def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes, console: Console) -> None:
-    """Train a run to its end, or until a signal.
+def fit(
+    run: RunDirectory,
+    *,
+    attempt: int,
+    flag: StopFlag,
+    processes: Processes,
+    console: Console,
+    progress: Console | None = None,
+) -> None:
+    """Train a run to its end, or until a signal. Progress is shown on ``progress``, in place of ``console``.
 
     Raises:
         Interrupted: After a signal, when the run is checkpointed.
@@ -50,6 +63,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         preflight(config, run, attempt=attempt, processes=processes, console=console)
     accelerator = resolve_accelerator(config)
     datamodule = build_datamodule(config, accelerator)  # finds mistakes, before ranks wait for each other
+    datamodule.index_progress = _say_now_and_then(Lines("indexing shards"))
     checkpoints = CheckpointDirectory(run.checkpoints)
     start = choose(config, run, processes, attempt=attempt, console=console)
     rollbacks = Rollbacks(run.rollbacks_file, start.rollbacks)
@@ -67,6 +81,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         attempt=attempt,
         stalled_s=lambda: checkpointing.stalled_s,
         ema_decay=average.decay if average is not None else None,
+        parts=(LoaderRates(), NodeMetrics(processes, run_dir=run.path, cache_dir=Path(config.data.cache_dir))),
     )
     callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
@@ -75,7 +90,7 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
         *([average] if average is not None else []),
         metrics,
         RunFacts(config, run, attempt=attempt),
-        ProgressDisplay(config, console, metrics),
+        ProgressDisplay(config, progress or console, metrics),
         *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
         checkpointing,
     ]
@@ -133,6 +148,15 @@ def fit(run: RunDirectory, *, attempt: int, flag: StopFlag, processes: Processes
 def _wandb(trainer: Trainer) -> list[SafeWandbLogger]:
     """On rank 0; none on the others."""
     return [each for each in trainer.loggers if isinstance(each, SafeWandbLogger) and trainer.is_global_zero]
+
+
+def _say_now_and_then(lines: Lines) -> Callable[[int], None]:
+    def advance(count: int) -> None:
+        line = lines.advance(count)
+        if line is not None:
+            logger.info(line)
+
+    return advance
 
 
 def _first(processes: Processes) -> bool:

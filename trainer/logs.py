@@ -49,8 +49,10 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
+def redirect_output(log_file: Path, *, to_terminal: bool, quiet: bool = False) -> Console:
     """Send file descriptors 1 and 2, and with them every library's output, to ``log_file``.
+
+    Where it is ``quiet``, of what is logged a person sees no more than warnings.
 
     Returns:
         A console on the former standard output, or a silent one unless ``to_terminal``.
@@ -75,6 +77,6 @@ def redirect_output(log_file: Path, *, to_terminal: bool) -> Console:
     console = Console(file=terminal, quiet=not to_terminal)
     if to_terminal:
         handler = _ConsoleHandler(console)
-        handler.setLevel(logging.INFO)
+        handler.setLevel(logging.WARNING if quiet else logging.INFO)
         logger.addHandler(handler)
     return console

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from trainer.gauges import (
     zero_gradient_norm,
 )
 from trainer.logs import logger as log
+from trainer.row_parts import RowPart, RowParts
 from trainer.tracking import alert
 
 SUMS = "effnet_train_sums"
@@ -62,6 +63,7 @@ class TrainingMetrics(Callback):
         attempt: int,
         stalled_s: Callable[[], float] = lambda: 0.0,
         ema_decay: Callable[[int], float] | None = None,
+        parts: Sequence[RowPart] = (),
     ) -> None:
         """Keep what rows are made from.
 
@@ -70,11 +72,13 @@ class TrainingMetrics(Callback):
             attempt: Its number.
             stalled_s: Seconds for which this attempt's saves have held training up.
             ema_decay: Share of the old average that an optimizer step has kept, by its number; None without an average.
+            parts: What rows have besides.
         """
         self._config = config
         self.attempt = attempt
         self._stalled_s = Since(stalled_s)
         self._ema_decay = ema_decay
+        self._parts = RowParts(parts)
         self._utilisation = Utilisation(config)
         self._gradient_norm: torch.Tensor | None = None
         self._step_times: list[float] = []
@@ -106,6 +110,7 @@ class TrainingMetrics(Callback):
         self._last_step = self._seen_step = trainer.global_step
         self._last_time = self._step_began = time.monotonic()
         self._waited_s = _waited_s(trainer)
+        self._parts.start(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient of a step that a row follows, before it is clipped; the result stays on the device."""
@@ -136,9 +141,12 @@ class TrainingMetrics(Callback):
         waits = sums.new_zeros(trainer.world_size, dtype=torch.double)
         waits[trainer.global_rank] = _waited_s(trainer) - self._waited_s
         norms = sums.new_full((1,), math.nan) if norm is None else norm.reshape(1)
-        reduced = trainer.strategy.reduce(torch.cat([sums.double(), norms.double(), waits]), reduce_op="sum")
+        besides = torch.tensor(self._parts.values(trainer), dtype=torch.double, device=sums.device)
+        own = torch.cat([sums.double(), norms.double(), waits, besides])
+        reduced = trainer.strategy.reduce(own, reduce_op="sum")
         assert isinstance(reduced, torch.Tensor)
-        loss, correct, samples, substituted, norm_of_all, *waited_s = reduced.tolist()
+        loss, correct, samples, substituted, norm_of_all, *others = reduced.tolist()
+        waited_s, others = others[: trainer.world_size], others[trainer.world_size :]
         sums.zero_()
         self._count_bad(trainer, int(substituted), samples)
         elapsed = time.monotonic() - self._last_time
@@ -162,6 +170,7 @@ class TrainingMetrics(Callback):
             "checkpoint/stall_s": self._stalled_s(),
             **device_memory(pl_module.device),
             **self._utilisation_of(pl_module, batch, on_each),
+            **self._parts.row(trainer, others),
         }
         log_row(trainer, self.last_row)
         self._watch_input(trainer, self.last_row["throughput/data_wait_share"])

@@ -1,5 +1,7 @@
-"""What a person sees while a run trains: a bar on a terminal, a line an epoch elsewhere."""
+"""What a person sees while a run trains or is validated: a bar on a terminal, lines elsewhere."""
 
+import time
+from contextlib import ExitStack
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,9 +17,13 @@ from rich.progress import (
 )
 
 from configs.schema import Config
+from datamodules.bars import Advance, progress_on
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
 from trainer.module import EfficientNetModule
+
+LINE_EVERY_S = 60.0
+"""Seconds between two lines of an epoch, where there is no bar."""
 
 
 class ProgressDisplay(Callback):
@@ -29,6 +35,7 @@ class ProgressDisplay(Callback):
         self._console = console
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._said = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step where this attempt begins."""
@@ -89,8 +96,46 @@ class ProgressDisplay(Callback):
             numbers = f"loss {row['train/loss']:.3f}  top-1 {row['train/top1']:.3f}  {speed}  {wait}"
         epoch = f"{min(trainer.current_epoch + 1, self._config.trainer.max_epochs)}/{self._config.trainer.max_epochs}"
         self._bar.update(self._task, completed=trainer.global_step, epoch=epoch, numbers=numbers)
+        if self._console.is_terminal or not trainer.is_global_zero or time.monotonic() - self._said < LINE_EVERY_S:
+            return
+        self._said = time.monotonic()
+        task = self._bar.tasks[self._task]
+        parts = [f"epoch {epoch}", f"step {trainer.global_step:,} of {int(task.total or 0):,}", *numbers.split("  ")]
+        logger.info(" · ".join(filter(None, parts)))
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class EvaluationProgress(Callback):
+    """Images that all ranks have evaluated, as far as the first one can tell."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = progress_on(console)
+        self._shown = ExitStack()
+        self._advance: Advance = lambda _: None
+        self._left = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self._left = len(trainer.datamodule.val_index)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            self._advance = self._shown.enter_context(self._bar("validate", self._left))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """The other ranks are about as far."""
+        done = min(len(batch.targets) * trainer.world_size, self._left)
+        self._left -= done
+        self._advance(done)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._shown.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._shown.close()

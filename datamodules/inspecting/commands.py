@@ -13,7 +13,7 @@ from rich.table import Table
 from configs.problems import DataError
 from configs.run import EXIT_DO_NOT_RETRY, write_atomically
 from configs.schema import Data
-from datamodules.bars import terminal_bar
+from datamodules.bars import progress_on
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.splits import shard_cache
@@ -29,6 +29,7 @@ from datamodules.storage.locations import Shard
 Shards = Annotated[str, typer.Argument(help="Path, URL, glob, brace pattern, folder or list; several joined by ::")]
 CacheDir = Annotated[str, typer.Option(help="Folder where remote shards are kept.")]
 CacheBytes = Annotated[int, typer.Option(min=1, help="Most bytes of remote shards kept there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress: results and errors alone.")]
 CACHE_DIR: str = Data.model_fields["cache_dir"].default
 CACHE_BYTES: int = Data.model_fields["cache_bytes"].default
 BAR_CHARACTERS = 40
@@ -44,6 +45,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
+    quiet: Quiet = False,
 ) -> None:
     """Decode every image, and report each bad sample with shard, key and reason. Exit code 93 if there is one."""
     console = Console(stderr=True)
@@ -55,7 +57,7 @@ def verify(
         expected={shard: expected.samples for shard, expected in found.expected.items()},
         cache=cache,
         workers=workers or default_workers(),
-        bar=terminal_bar(console),
+        bar=progress_on(console, quiet=quiet),
     )
     for each in bad:
         typer.echo(f"{each.shard}: {each.key if each.key is not None else '(shard)'}: {each.reason}")
@@ -77,6 +79,7 @@ def info(
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
+    quiet: Quiet = False,
 ) -> None:
     """Print counts, class balance and sizes, split by split; draw a contact sheet."""
     errors = Console(stderr=True)
@@ -87,7 +90,7 @@ def info(
     out = Console(highlight=False)
     indexes = {}
     for split, members in groups.items():
-        with terminal_bar(errors)("indexing shards", len(members)) as advance:
+        with progress_on(errors, quiet=quiet)("indexing shards", len(members)) as advance:
             indexes[split] = open_index(members, index_dir=index_dir, cache=cache, progress=advance)
         classes = class_names(members[0], cache)
         num_classes = len(classes) if classes else None

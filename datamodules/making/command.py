@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from configs.problems import DataError
-from datamodules.bars import Bar, terminal_bar
+from datamodules.bars import Bar, progress_on
 from datamodules.images.encode import DEFAULT_QUALITY
 from datamodules.making.build import build_split, copy_prefix
 from datamodules.making.ilsvrc import list_ilsvrc
@@ -22,6 +22,7 @@ from datamodules.processes import default_workers
 TRAIN_SHARDS, OTHER_SHARDS = 1024, 64
 """Of ImageNet: about 1,251 and 781 samples each, as in the shards that timm's authors publish."""
 MOST_SHOWN = 20
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress: results and errors alone.")]
 
 
 def build(
@@ -72,6 +73,7 @@ def build(
         bool, typer.Option("--overwrite", help="Replace shards of another build under the same names.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write shards, shuffled over all of them. Stopped or killed, the same command goes on."""
     console = Console(stderr=True)
@@ -82,7 +84,7 @@ def build(
     for option, text in (("--name", name), ("--split", split)):
         if text is not None and ("/" in text or "\0" in text or not text):
             raise DataError(f"{option} is {text!r}: it is a part of the shards' names, so without / and not empty")
-    bar = terminal_bar(console)
+    bar = progress_on(console, quiet=quiet)
     table_columns = {"--path-column": path_column, "--label-column": label_column}
     copies = copy_prefix(out_dir, name, split or "train")
     listing, natural_split = _list(source, devkit=devkit, columns=table_columns, copy_to=copies, bar=bar)

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from datamodules.storage.locations import Url
 from datamodules.storage.locks import file_lock, flock, is_at
 from datamodules.storage.remote import Remote
 from datamodules.storage.stats import Stat
+from datamodules.storage.traffic import TrafficWriter
 
 _TEMPORARY = re.compile(r"[0-9a-f]{32}\.(\d+)\.[0-9a-f]{32}\.tmp")
 _LEDGER = "ledger"
@@ -40,17 +41,19 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCache:
-    """Remote shards as local files. Holds settings alone, so that it may go to another process.
+    """Remote shards as local files. Without ``traffic`` it holds settings alone, and may go to another process.
 
     Attributes:
         folder: Shared by the processes of a node, on a disk of its own.
         max_bytes: Most that all entries have together, those being written included.
         remote: How shards are fetched.
+        traffic: Where what this process does with it is counted, if anywhere.
     """
 
     folder: Path
     max_bytes: int
     remote: Remote
+    traffic: TrafficWriter | None = None
 
     def path(self, url: Url, stat: Stat) -> Path:
         """Where this version of a shard is kept."""
@@ -71,12 +74,18 @@ class ShardCache:
             DataError: If the shard is gone or has changed, or the folder cannot be written.
             UnreachableError: If the server does not give it.
         """
+        with self._usable():
+            descriptor = self._open(self.path(url, stat))
+        if descriptor is not None:
+            if self.traffic is not None:
+                self.traffic.add(hits=1)
+            return descriptor
+        with self.traffic.waiting() if self.traffic is not None else nullcontext():
+            return self._fetch_when_room(url, stat, give_way)
+
+    def _fetch_when_room(self, url: Url, stat: Stat, give_way: Callable[[], bool]) -> int:
         until = time.monotonic() + self.remote.timeout_s
         while True:
-            with self._usable():
-                descriptor = self._open(self.path(url, stat))
-            if descriptor is not None:
-                return descriptor
             try:
                 descriptor = self._fetch(url, stat, wait=True)
             except CacheFullError:
@@ -115,7 +124,7 @@ class ShardCache:
                 return descriptor
             temporary, descriptor = self._reserve(path, stat.size)
             try:
-                self.remote.download(url, temporary, stat)
+                self.remote.download(url, temporary, stat, arrived=self._arrived)
                 os.fsync(descriptor)
                 flock(descriptor, exclusive=False, wait=True)
                 temporary.replace(path)
@@ -139,6 +148,8 @@ class ShardCache:
                 # A temporary file that nobody holds is what a killed process left.
                 if (excess > 0 or not entry.whole) and self._remove(entry):
                     excess -= entry.size
+                    if self.traffic is not None and entry.whole:
+                        self.traffic.add(evictions=1)
                 elif excess > 0:
                     in_use += 1
             if excess > 0:
@@ -172,6 +183,10 @@ class ShardCache:
             return True
         finally:
             os.close(descriptor)
+
+    def _arrived(self, size: int) -> None:
+        if self.traffic is not None:
+            self.traffic.add(network_bytes=size)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:

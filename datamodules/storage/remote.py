@@ -89,17 +89,17 @@ class Remote:
             return None
         return self.read(url, max_bytes=max_bytes)
 
-    def download(self, url: Url, file: Path, expected: Stat) -> None:
+    def download(self, url: Url, file: Path, expected: Stat, *, arrived: Callable[[int], None] | None = None) -> None:
         """Write a remote file's bytes to ``file``, which exists, and see that they are those of ``expected``.
 
-        An attempt goes on where the last one broke off.
+        An attempt goes on where the last one broke off. ``arrived`` is told of bytes as they come.
 
         Raises:
             DataError: If the server has another version now, or none.
             OSError: If there is no room on this machine's disk.
             UnreachableError: If the server does not give all bytes.
         """
-        self._retrying(url, Transfer(url, file, expected, timeout_s=self.timeout_s).attempt)
+        self._retrying(url, Transfer(url, file, expected, timeout_s=self.timeout_s, arrived=arrived).attempt)
 
     def _list(self, folder: Url) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]]

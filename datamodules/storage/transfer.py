@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +20,12 @@ _CHUNK_BYTES = 1 << 17
 class Transfer:
     """One version of a remote file on its way to ``file``, which exists and is never replaced: others have it open."""
 
-    def __init__(self, url: Url, file: Path, expected: Stat, *, timeout_s: float) -> None:
+    def __init__(
+        self, url: Url, file: Path, expected: Stat, *, timeout_s: float, arrived: Callable[[int], None] | None = None
+    ) -> None:
+        """Ask for nothing yet. ``arrived`` is told of bytes as they come, from whatever thread they come in."""
         self._url, self._file, self._expected, self._timeout_s = url, file, expected, timeout_s
+        self._arrived = arrived or (lambda _: None)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -47,6 +51,7 @@ class Transfer:
                 stream.truncate()
                 # It goes on by itself where a connection breaks. Given a path, it may put a file of its own there.
                 access.get_file(name, outfile=stream)
+                self._arrived(stream.tell())
             else:
                 run(access, self._in_parts(access, stream, self._describe()))
         info = self._describe()
@@ -89,6 +94,7 @@ class Transfer:
                 self._tag = None if tag.startswith("W/") else tag or None
             async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
                 stream.write(chunk)
+                self._arrived(len(chunk))
 
     async def _in_parts(self, access: Any, stream: BinaryIO, info: Mapping[str, Any]) -> None:
         """The parts that are missing, a few at once; none is begun after a failure."""
@@ -104,6 +110,7 @@ class Transfer:
                     return
                 try:
                     part = await access._cat_file(name, start=first, end=last, **pinned)
+                    self._arrived(len(part))
                     if len(part) != last - first:
                         raise EOFError(f"{len(part)} bytes came, of the {last - first} from {first} on")  # noqa: TRY301
                     os.pwrite(stream.fileno(), part, first)

@@ -1,4 +1,4 @@
-"""A few samples of a split, spread evenly over it, as evaluation sees them: for what need not see all of them."""
+"""A few samples of a split, spread evenly over it, as evaluation or training sees them: for what need not see all."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, make_loader
 from datamodules.streaming.source import PlannedBatch, ShardSource
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import evaluation_transform
+from datamodules.streaming.transforms import evaluation_transform, training_transform
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ def spread(samples: int, count: int) -> Int64:
 
 
 def picked_batches(
-    data: Data, shards: str | tuple[str, ...], count: int, *, image_size: int, in_chans: int
+    data: Data, shards: str | tuple[str, ...], count: int, *, image_size: int, in_chans: int, seed: int | None = None
 ) -> Iterator[Batch]:
     """Batches of ``data.eval_batch_size``, cropped as for evaluation and decoded on the CPU. Bad images are replaced.
+
+    With a ``seed`` they are cropped and augmented as in the first epoch of a training by it.
 
     Args:
         data: Settings of the run.
@@ -54,6 +56,7 @@ def picked_batches(
         count: Most samples.
         image_size: Side in pixels.
         in_chans: Channels of an image.
+        seed: The run's; None is for evaluation.
 
     Raises:
         DataError: If shards are missing or damaged.
@@ -63,8 +66,8 @@ def picked_batches(
     index = open_split(find_shards(shards, cache.remote), cache=cache, index_dir=data.index_dir)
     plan = PickedPlan(spread(len(index), count), data.eval_batch_size)
     source = ShardSource(index, plan, cache=cache, prefetch_shards=data.prefetch_shards)
-    transform = evaluation_transform(data, image_size)
-    decode = Decode(transform, in_chans=in_chans, num_classes=data.num_classes, seed=None)
+    transform = evaluation_transform(data, image_size) if seed is None else training_transform(data, image_size)
+    decode = Decode(transform, in_chans=in_chans, num_classes=data.num_classes, seed=seed)
     loader = make_loader(source, Substituting(decode, source), data, batch_size=data.eval_batch_size, pin_memory=False)
     for item in loader:
         if not isinstance(item, Batch):

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from datamodules.indexing.tar import members
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
 from datamodules.storage.stats import Stat
+from datamodules.storage.traffic import Traffic
 from datamodules.streaming.order import TrainingOrder, evaluation_slice
 from datamodules.streaming.prefetch import Prefetcher, upcoming
 
@@ -108,11 +109,16 @@ class EvaluationPlan:
 
 
 class ShardReader:
-    """Reads samples by number, keeping the files last used open. Remote shards are read in the cache."""
+    """Reads samples by number, keeping the files last used open. Remote shards are read in the cache.
+
+    Attributes:
+        bytes_read: Of all samples so far.
+    """
 
     def __init__(self, index: ShardIndex, cache: ShardCache | None = None) -> None:
         self.index = index
         self.cache = cache
+        self.bytes_read = 0
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def read(self, sample: int) -> RawSample:
@@ -128,6 +134,7 @@ class ShardReader:
         data = os.pread(self._file(shard), length, int(index.offsets[sample]))
         if len(data) < length:
             raise DataError(f"{path}: sample {sample} should have {length} bytes, {len(data)} are there")
+        self.bytes_read += length
         found = list(read_members(io.BytesIO(data), length=length, source=str(path), whole=False))
         if len(found) != 1:
             raise DataError(f"{path}: the shard is not the one that was indexed (sample {sample})")
@@ -217,6 +224,7 @@ class ShardSource(IterableDataset[RawSample]):
         first: int = 0,
         cache: ShardCache | None = None,
         prefetch_shards: int = 0,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -224,12 +232,15 @@ class ShardSource(IterableDataset[RawSample]):
         self.first = first
         self.cache = cache
         self.prefetch_shards = prefetch_shards
+        self.traffic = traffic
 
     def __iter__(self) -> Iterator[RawSample]:
         worker = get_worker_info()
         number, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        reader = ShardReader(self.index, self.cache)
-        prefetcher = self._prefetcher(number, stride)
+        counter = self.traffic.writer(worker.id if worker else 0) if self.traffic is not None else None
+        cache = replace(self.cache, traffic=counter) if self.cache is not None else None
+        reader = ShardReader(self.index, cache)
+        prefetcher = self._prefetcher(cache, number, stride)
         try:
             while (batch := self.plan.batch(number)) is not None:
                 left = len(batch.samples)
@@ -241,6 +252,9 @@ class ShardSource(IterableDataset[RawSample]):
                     left -= 1
                     if not left:
                         reader.give_back()
+                        if counter is not None:
+                            counter.add(disk_bytes=reader.bytes_read)
+                            reader.bytes_read = 0
                     place = {"__epoch__": int(epoch), "__repeat__": int(repeat), "__stage__": batch.stage}
                     yield found | place | {"__weight__": float(weight)}
                 number += stride
@@ -257,9 +271,9 @@ class ShardSource(IterableDataset[RawSample]):
             for number in (*range(sample + 1, end), *range(start, sample)):
                 yield reader.read(number)
 
-    def _prefetcher(self, first: int, stride: int) -> Prefetcher | None:
-        if self.cache is None or not self.prefetch_shards or not self.index.shard_tags:
+    def _prefetcher(self, cache: ShardCache | None, first: int, stride: int) -> Prefetcher | None:
+        if cache is None or not self.prefetch_shards or not self.index.shard_tags:
             return None
         plan = copy.deepcopy(self.plan)  # it keeps windows, which two threads must not share
         visits = upcoming(self.index, plan, first=first, stride=stride)
-        return Prefetcher(self.index, self.cache, visits, ahead=self.prefetch_shards)
+        return Prefetcher(self.index, cache, visits, ahead=self.prefetch_shards)

@@ -5,6 +5,7 @@ write what their ranks log to standard output too, each line with its rank.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,8 @@ from launch.supervisor import GRACE_S, described, outcome
 
 CONFIG = "EFFNET_CONFIG"
 """Variable with the resolved configuration, in YAML."""
+ORIGINS = "EFFNET_ORIGINS"
+"""Variable with where its settings came from, in JSON."""
 JOB_UID = "EFFNET_JOB_UID"
 """Variable that is the same in all pods of a Job, and another one each time that the Job is made again."""
 RESTART = "EFFNET_RESTART"
@@ -179,7 +182,7 @@ def _ranks_here(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name != CONFIG}
+    return {name: value for name, value in environment.items() if name not in (CONFIG, ORIGINS)}
 
 
 def _given_config() -> Config:
@@ -218,6 +221,7 @@ def _first(run: RunDirectory, config: Config, *, max_failures: int) -> str:
         raise ConfigError([Problem(key=f"attempt {past[-1]['attempt']}", received=received, accepted=accepted)])
     if not again or not run.config_file.exists():
         run.freeze(config)
+        run.keep_origins(json.loads(os.environ.get(ORIGINS, "{}")))
     if config.data.prepare is not None:
         prepare(config)
     run.wandb_id()

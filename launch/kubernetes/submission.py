@@ -1,8 +1,10 @@
 """``effnet launch kubernetes``: from a configuration to a job on Kubernetes, or the documents that would be sent."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from launch.fit import console, of_run
 from launch.job import job_spec, with_preflight
 from launch.kubernetes import documents as kubernetes
 from launch.kubernetes import jobs as kubernetes_jobs
+from launch.kubernetes.pod import ORIGINS
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.snapshot import ROOT
@@ -30,11 +33,14 @@ def launch_kubernetes(
     """
     if run_name is not None:
         files, overrides = of_run(run_name, files, overrides)
-    config = load_config(files, overrides).config
+    resolved = load_config(files, overrides)
+    config = resolved.config
     work_dir = Path(config.launch.kubernetes.work_dir or Path.cwd())
     config = with_absolute_resume(config, work_dir)
     spec = job_spec(config, code_dir=ROOT, work_dir=work_dir, environment=os.environ)
     spec = with_preflight(spec) if preflight else spec
+    origins = json.dumps(dict(resolved.origins), separators=(",", ":"))
+    spec = replace(spec, environment={**spec.environment, ORIGINS: origins})
     kubernetes.check(spec, config)
     run = RunDirectory(Path.cwd() / RunDirectory.of(config).path)
     run.check(config)
@@ -47,6 +53,7 @@ def launch_kubernetes(
     with locked(run):
         refuse_if_submitted(run, engine="kubernetes")
         run.freeze(config)
+        run.keep_origins(resolved.origins)
         run.launch_dir.mkdir(exist_ok=True)
         artefact = run.launch_dir / "kubernetes.yaml"
         job_id = kubernetes_jobs.submit(documents)

@@ -1,5 +1,6 @@
 """Which curves a report has: of one run, and of several over each other."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,17 @@ PANELS = (
     Panel(title="Learning rate", names=("lr",), from_zero=True),
     Panel(title="Images per second", names=("throughput/images_per_second",), from_zero=True),
     Panel(title="Time spent waiting for data", names=("throughput/data_wait_share",), percent=True, from_zero=True),
+    Panel(
+        title="Shards read, MB per second",
+        names=("data/network_mb_per_second", "data/disk_mb_per_second"),
+        from_zero=True,
+    ),
+    Panel(
+        title="Remote shards: in the cache, waited for",
+        names=("data/cache_hit_share", "data/download_wait_share"),
+        percent=True,
+        from_zero=True,
+    ),
     Panel(title="Gradient norm", names=("train/grad_norm",)),
     Panel(
         title="Time of a step, ms", names=("throughput/step_time_p50_ms", "throughput/step_time_p95_ms"), from_zero=True
@@ -40,6 +52,18 @@ PANELS = (
     Panel(title="Share of the device's peak arithmetic", names=("throughput/mfu",), percent=True, from_zero=True),
 )
 """What no row of a run has is left out."""
+MACHINES = {
+    "cpu_percent": "Processors at work, %",
+    "memory_percent": "Memory in use, %",
+    "gpu_percent": "GPUs at work, %",
+    "gpu_memory_percent": "GPU memory in use, %",
+    "gpu_temperature_c": "GPU temperature, °C",
+    "disk_free_gb": "Free on the run's disk, GB",
+    "cache_free_gb": "Free on the cache's disk, GB",
+    "network_received_mb_per_second": "Received, MB per second",
+    "network_sent_mb_per_second": "Sent, MB per second",
+}
+"""Charts of machines, a line each; of many machines the smallest, mean and largest."""
 LABELS = {
     "train": "training",
     "val/ema": "averaged",
@@ -52,6 +76,10 @@ LABELS = {
     "device/memory_peak_gb": "peak",
     "device/memory_reserved_gb": "reserved",
     "throughput/mfu": "share",
+    "data/network_mb_per_second": "from servers",
+    "data/disk_mb_per_second": "from disk",
+    "data/cache_hit_share": "found in the cache",
+    "data/download_wait_share": "time waiting",
 }
 STYLES = {"train": "line-a", "val": "line-b", "val/ema": "line-c"}
 MOST_RUNS = 8
@@ -68,7 +96,7 @@ def curves(metrics: Metrics) -> Markup:
         for row in metrics.attempt_starts()
     ]
     drawn = []
-    for panel in PANELS:
+    for panel in (*PANELS, *_machine_panels(metrics)):
         found = [
             line_of(metrics, name, label=_label(name), style=_style(name, place), by_epoch=by_epoch)
             for place, name in enumerate(panel.names)
@@ -101,6 +129,15 @@ def compared_curves(runs: Sequence[tuple[str, Metrics]]) -> Markup:
     return tag("div", *drawn, class_="charts") if drawn else tag("p", NO_ROWS, class_="empty")
 
 
+def _machine_panels(metrics: Metrics) -> list[Panel]:
+    panels = []
+    for name, title in MACHINES.items():
+        form = re.compile(rf"system/(node\d+/{name}|{name}_(min|mean|max))")
+        names = [column for column in metrics.columns if form.fullmatch(column)]
+        panels.append(Panel(title=title, names=sorted(names)[:MOST_RUNS], from_zero=True))
+    return panels
+
+
 def _chart(
     panel: Panel,
     title: str,
@@ -130,8 +167,13 @@ def _kind(name: str) -> str:
 
 
 def _label(name: str) -> str:
+    machine = re.match(r"system/node(\d+)/", name)
+    if machine:
+        return f"node {machine[1]}"
+    if name.startswith("system/"):
+        return name.rpartition("_")[2]
     return LABELS.get(name, LABELS.get(_kind(name), name))
 
 
 def _style(name: str, place: int) -> str:
-    return STYLES.get(_kind(name), f"line-{'abc'[place]}")
+    return STYLES.get(_kind(name), f"line-{'abcdefgh'[place]}")

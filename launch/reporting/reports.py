@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from launch.inspection import BEST
+from launch.glance import BEST
 from launch.reporting.attempts import attempts_section, pill, table
 from launch.reporting.curves import compared_curves, curves
 from launch.reporting.facts import (

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
 from launch.kubernetes.pod import JOB_UID, RESTART
 from launch.kubernetes.pod_spec import PORT
 from tests.clusters.hosts import address, hosts, on_host
@@ -138,6 +138,9 @@ def test_the_pods_of_two_nodes_train_like_one_process(
     assert len(losses(one)) >= 12
     assert losses(pods.run) == pytest.approx(losses(one), abs=1e-4)
     assert [outcome["exit_class"] for outcome in pods.run.outcomes()] == ["done"]
+    origins = read_json(pods.run.origins_file)  # for W&B
+    assert origins["trainer.num_nodes"] == origins["data.train_shards"] == "command line"
+    assert "trainer.benchmark" not in origins
     # Each pod's output is its ranks' logs.
     assert "0: 20" in pods.output(0)
     assert "1: 20" in pods.output(1)

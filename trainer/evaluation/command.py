@@ -23,6 +23,7 @@ from trainer.evaluation.results import Evaluation, Result, Setting, print_tables
 from trainer.evaluation.samples import Outputs, SampleTable
 from trainer.evaluation.subjects import Subject, of_file, of_run, of_timm
 from trainer.processes import Processes
+from trainer.progress import EvaluationProgress
 
 WEIGHTS = {"": "raw", "ema_": "ema"}
 """Sets of weights by the prefix that the module has for them."""
@@ -58,8 +59,14 @@ class Request:
     overrides: tuple[str, ...] = ()
 
 
-def validate(request: Request, *, processes: Processes, console: Console) -> None:
+def validate(request: Request, *, processes: Processes, console: Console, progress: Console | None = None) -> None:
     """Print the figures, and write them to ``validation.json``, with plots and confusion matrices beside it.
+
+    Args:
+        request: What is to be evaluated.
+        processes: Of this machine.
+        console: To print on.
+        progress: To show progress on; None is the same.
 
     Raises:
         ConfigError: If subject, shards and labels do not fit each other, with all that does not.
@@ -77,7 +84,8 @@ def validate(request: Request, *, processes: Processes, console: Console) -> Non
         average = subject.module.average.to("cuda" if accelerator == "cuda" else "cpu")
         average.eval().requires_grad_(requires_grad=False)
     table = SampleTable()
-    trainer = build_trainer(config, processes, accelerator, callbacks=[table], loggers=[])
+    callbacks = [table, EvaluationProgress(progress or console)]
+    trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=[])
     sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (config.data.crop_pct,)
     outputs: dict[Setting, Outputs] = {}
     for image_size, crop_pct in product(sizes, crops):

@@ -97,7 +97,11 @@ def _summary(
         scaled = f" scaled to width {scaling[0]:.3g} and depth {scaling[1]:.3g}"
     kind = "average over training steps" if weights.kind == "ema" else "raw"
     steps = ", ".join(map(str, weights.steps))
-    which = f"{kind}, of step {steps}" if len(weights.steps) == 1 else f"{kind}, mean over steps {steps}"
+    which = (
+        f"{kind}, of step {steps}"
+        if len(weights.steps) == 1
+        else f"{kind}, mean over steps {steps}; {statistics(weights)}"
+    )
     rows = [
         ("network", f"{config.model.name}{scaled}, {parameters:,} parameters"),
         ("weights", which),
@@ -107,6 +111,13 @@ def _summary(
         ("run", f"`{run.run_id}`"),
     ]
     return _table(("", ""), rows + _made_with(run))
+
+
+def statistics(weights: Weights) -> str:
+    """Where BatchNorm's statistics of a mean over checkpoints come from."""
+    if weights.statistics_of is None:
+        return "BatchNorm's statistics are the mean of theirs, not estimated anew"
+    return f"BatchNorm's statistics estimated anew over {weights.statistics_of:,} training images"
 
 
 def _made_with(run: RunDirectory) -> list[tuple[str, str]]:

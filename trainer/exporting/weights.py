@@ -27,6 +27,8 @@ class Weights(NamedTuple):
     kind: str
     steps: tuple[int, ...]
     metrics: dict[str, float]
+    statistics_of: int | None = None
+    """Training images over which BatchNorm's statistics were estimated anew; None leaves those of the checkpoints."""
 
 
 def choose_weights(

@@ -3,11 +3,15 @@
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from configs.problems import DataError
+
+ROWS_OF_A_GROUP = 1 << 14
+"""Of a Parquet file: what is in memory before it is written."""
 
 
 class Answer(NamedTuple):
@@ -30,6 +34,9 @@ class Answer(NamedTuple):
     error: str | None
 
 
+Write: TypeAlias = Callable[[Iterable[Answer]], None]
+
+
 def class_name(classes: Sequence[str] | None, label: int) -> str | None:
     """What a label is called, where that is known."""
     return classes[label] if classes is not None else None
@@ -47,12 +54,20 @@ def check_suffix(file: Path) -> None:
         raise DataError("Parquet is written by PyArrow: pip install 'effnet[parquet]'")
 
 
-def write_answers(file: Path, answers: Sequence[Answer], classes: Sequence[str] | None) -> None:
-    """Write them in the form that the file's suffix says; whole or not at all."""
+@contextmanager
+def answer_file(file: Path, classes: Sequence[str] | None, *, top_k: int) -> Iterator[Write]:
+    """Gives what writes more answers, in the form that the file's suffix says. The file is there whole or not at all.
+
+    Args:
+        file: To write.
+        classes: Names by label.
+        top_k: Most classes of an answer.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        WRITERS[file.suffix](temporary, answers, classes)
+        with WRITERS[file.suffix](temporary, classes, top_k) as write:
+            yield write
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,49 +88,64 @@ def as_object(answer: Answer, classes: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def _rows(answers: Iterable[Answer], classes: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Flat ones, with columns such as ``label_1``, ``class_1`` and ``probability_1``."""
-    answers = list(answers)
-    count = max(len(answer.labels) for answer in answers)
-    for answer in answers:
-        row: dict[str, Any] = {"image": answer.image, "label": answer.label, "error": answer.error}
-        for place in range(count):
-            known = place < len(answer.labels)
-            label = answer.labels[place] if known else None
-            row[f"label_{place + 1}"] = label
-            row[f"class_{place + 1}"] = class_name(classes, label) if label is not None else None
-            row[f"probability_{place + 1}"] = answer.probabilities[place] if known else None
-        yield row
+def _columns(top_k: int) -> list[str]:
+    """Of a table: ``label_1``, ``class_1``, ``probability_1`` and so on after what there is once."""
+    return [
+        *("image", "label", "error"),
+        *(f"{name}_{place}" for place in range(1, top_k + 1) for name in ("label", "class", "probability")),
+    ]
 
 
-def _write_csv(file: Path, answers: Sequence[Answer], classes: Sequence[str] | None) -> None:
-    rows = _rows(answers, classes)
-    first = next(rows)
+def _row(answer: Answer, classes: Sequence[str] | None, top_k: int) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_columns(top_k))
+    row |= {"image": answer.image, "label": answer.label, "error": answer.error}
+    for place, (label, probability) in enumerate(zip(answer.labels, answer.probabilities, strict=True), start=1):
+        row |= {f"label_{place}": label, f"class_{place}": class_name(classes, label)}
+        row[f"probability_{place}"] = probability
+    return row
+
+
+@contextmanager
+def _csv_file(file: Path, classes: Sequence[str] | None, top_k: int) -> Iterator[Write]:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
-        writer = csv.DictWriter(out, list(first))
+        writer = csv.DictWriter(out, _columns(top_k))
         writer.writeheader()
-        writer.writerow(first)
-        writer.writerows(rows)
+        yield lambda answers: writer.writerows(_row(answer, classes, top_k) for answer in answers)
 
 
-def _write_json_lines(file: Path, answers: Sequence[Answer], classes: Sequence[str] | None) -> None:
+@contextmanager
+def _json_lines(file: Path, classes: Sequence[str] | None, top_k: int) -> Iterator[Write]:
     with file.open("w", encoding="utf-8") as out:
-        for answer in answers:
-            out.write(json.dumps(as_object(answer, classes)) + "\n")
+        yield lambda answers: out.writelines(json.dumps(as_object(answer, classes)) + "\n" for answer in answers)
 
 
-def _write_parquet(file: Path, answers: Sequence[Answer], classes: Sequence[str] | None) -> None:
+@contextmanager
+def _parquet(file: Path, classes: Sequence[str] | None, top_k: int) -> Iterator[Write]:
+    """In groups of `ROWS_OF_A_GROUP` rows and a few more."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {"image": pa.string(), "error": pa.string(), "class": pa.string(), "probability": pa.float32()}
-    rows = list(_rows(answers, classes))
-    fields = [(name, kinds.get(name.rpartition("_")[0] or name, pa.int64())) for name in rows[0]]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), file)
+    fields = [(name, kinds.get(name.rpartition("_")[0] or name, pa.int64())) for name in _columns(top_k)]
+    schema, rows = pa.schema(fields), list[dict[str, Any]]()
+    with pq.ParquetWriter(file, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows.clear()
+
+        def write(answers: Iterable[Answer]) -> None:
+            rows.extend(_row(answer, classes, top_k) for answer in answers)
+            if len(rows) >= ROWS_OF_A_GROUP:
+                flush()
+
+        yield write
+        if rows:
+            flush()
 
 
-WRITERS: dict[str, Callable[[Path, Sequence[Answer], Sequence[str] | None], None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_json_lines,
-    ".parquet": _write_parquet,
+WRITERS: dict[str, Callable[[Path, Sequence[str] | None, int], AbstractContextManager[Write]]] = {
+    ".csv": _csv_file,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
 }

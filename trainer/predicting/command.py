@@ -1,9 +1,11 @@
 """``python -m trainer predict``: a run's network answers images, on all devices here."""
 
-import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from rich.console import Console
 from configs.problems import DataError
 from configs.run import RunDirectory
 from configs.schema import Config
+from datamodules.inspecting.contact_sheet import IMAGES
 from datamodules.inspecting.shards import names_of_classes
 from datamodules.predicting.images import InputImages, Prepared, input_loader
 from datamodules.predicting.inputs import find_inputs
@@ -21,13 +24,16 @@ from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.module import EfficientNetModule
 from trainer.network import image_size
-from trainer.predicting.answers import Answer, check_suffix, class_name, write_answers
+from trainer.predicting.answers import Answer, answer_file, check_suffix, class_name
 from trainer.predicting.progress import ImageProgress
 from trainer.predicting.ranks import Ranks
 from trainer.predicting.sheet import prediction_sheet
+from trainer.predicting.tally import Tally
 from trainer.processes import Processes
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TURNS = 16
+"""Batches of each rank after which the answers are gathered and written."""
 PRINTED = 20
 """Answers on the terminal where no file takes them all."""
 
@@ -44,6 +50,7 @@ def predict(
     contact_sheet: Path | None,
     processes: Processes,
     console: Console,
+    progress: Console | None = None,
 ) -> None:
     """Predict, write and print.
 
@@ -58,6 +65,7 @@ def predict(
         contact_sheet: PNG of images with their answers.
         processes: Of this node.
         console: To print on.
+        progress: To show progress on; None is the same.
 
     Raises:
         DataError: If no checkpoint verifies, there is nothing to predict, or not one image can be read.
@@ -82,38 +90,54 @@ def predict(
     batches = [range(first, min(first + per_batch, len(images))) for first in range(0, len(images), per_batch)]
     mine = batches[processes.global_rank :: processes.world_size]
     loader = input_loader(images, mine, config.data, pin_memory=accelerator == "cuda")
-    ranks = Ranks(processes)
-    answers: list[Answer] = []
-    with ImageProgress(len(images), console) as progress:
-        for batch in loader:
-            answers += _answer(module, batch, config, device, top_k)
-            progress.show(ranks.add(len(batch)))
-        gathered = ranks.gather(answers)
-        seconds = progress.seconds
-    if gathered is None:
+    ranks, first = Ranks(processes), processes.global_rank == 0
+    classes = names_of_classes(config.data) if first else None
+    tally = Tally(
+        len(images), first=0 if out is not None else PRINTED, sheet=IMAGES if contact_sheet is not None else 0
+    )
+    top_k = min(top_k, config.data.num_classes)
+    file = answer_file(out, classes, top_k=top_k) if out is not None and first else nullcontext(lambda _: None)
+    with file as write, ImageProgress(len(images), progress or console) as shown:
+        for answers in _in_order(loader, len(batches), ranks, partial(_answer, module, config, device, top_k), shown):
+            for answer in answers:
+                if answer.error is not None:
+                    logger.warning("%s is skipped: %s", answer.image, answer.error)
+            tally.add(answers)
+            write(answers)
+        seconds = shown.seconds
+        if first and not tally.good:
+            raise DataError(f"none of {tally.bad:,} images can be read; the first: {tally.first_error}")
+    if not first:
         return
-    answers = sorted(gathered)
-    classes = names_of_classes(config.data)
-    good = [answer for answer in answers if answer.error is None]
-    for answer in answers:
-        if answer.error is not None:
-            logger.warning("%s is skipped: %s", answer.image, answer.error)
-    if not good:
-        raise DataError(f"none of {len(answers):,} images can be read; the first: {answers[0].error}")
-    if out is not None:
-        write_answers(out, answers, classes)
-    else:
-        _print(good, classes, console)
+    if out is None:
+        _print(tally, classes, console)
     if contact_sheet is not None:
         contact_sheet.parent.mkdir(parents=True, exist_ok=True)
         title = f"{run.run_id}, step {step}"
-        contact_sheet.write_bytes(prediction_sheet(images, good, classes, title=title))
-    summary = f"{len(good):,} images, {len(answers) - len(good):,} bad, {len(answers) / seconds:,.0f} images/s"
-    labelled = [answer for answer in good if answer.label is not None]
-    if labelled:
-        right = sum(answer.labels[0] == answer.label for answer in labelled)
-        summary += f", top-1 {right / len(labelled):.4f} of {len(labelled):,} with a label"
-    _say(console, f"{kind} weights of step {step}: {summary}")
+        contact_sheet.write_bytes(prediction_sheet(images, tally.sheet, classes, title=title, of=tally.good))
+    _say(console, f"{kind} weights of step {step}: {tally.summary(seconds)}")
+
+
+def _in_order(
+    loader: Iterable[list[Prepared]],
+    batches: int,
+    ranks: Ranks,
+    answer: Callable[[list[Prepared]], list[Answer]],
+    shown: ImageProgress,
+) -> Iterator[list[Answer]]:
+    """On rank 0 the answers to all ranks' batches, some at a time, in the order of the inputs; on others nothing.
+
+    Batches are dealt in turn: after as many of each rank, those of all ranks follow each other without a gap.
+    """
+    mine = iter(loader)
+    for _ in range(0, ranks.turns(batches), TURNS):
+        answers: list[Answer] = []
+        for batch in islice(mine, TURNS):
+            answers += answer(batch)
+            shown.show(ranks.add(len(batch)))
+        gathered = ranks.gather(answers)
+        if gathered is not None:
+            yield sorted(gathered)
 
 
 def _network(
@@ -128,7 +152,7 @@ def _network(
 
 
 def _answer(
-    module: EfficientNetModule, batch: Sequence[Prepared], config: Config, device: torch.device, top_k: int
+    module: EfficientNetModule, config: Config, device: torch.device, top_k: int, batch: Sequence[Prepared]
 ) -> list[Answer]:
     """Answers to a batch, in its order."""
     good = [each.pixels for each in batch if each.pixels is not None]
@@ -137,7 +161,7 @@ def _answer(
         # As a batch of validation lies in memory.
         images = torch.stack(good).contiguous(memory_format=torch.channels_last).to(device, non_blocking=True)
         dtype = AUTOCAST.get(config.trainer.precision)
-        precision = torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+        precision = torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
         with torch.inference_mode(), precision:
             logits = module(images).float()
         top = logits.softmax(1).topk(min(top_k, logits.shape[1]))
@@ -149,13 +173,13 @@ def _answer(
     return answers
 
 
-def _print(answers: Sequence[Answer], classes: Sequence[str] | None, console: Console) -> None:
-    for answer in answers[:PRINTED]:
+def _print(tally: Tally, classes: Sequence[str] | None, console: Console) -> None:
+    for answer in tally.first:
         pairs = zip(answer.labels, answer.probabilities, strict=True)
         named = ", ".join(f"{class_name(classes, label) or label} {share:.1%}" for label, share in pairs)
         _say(console, f"{answer.image}: {named}")
-    if len(answers) > PRINTED:
-        _say(console, f"… and {len(answers) - PRINTED:,} more: --out FILE has all")
+    if tally.good > len(tally.first):
+        _say(console, f"… and {tally.good - len(tally.first):,} more: --out FILE has all")
 
 
 def _say(console: Console, text: str) -> None:

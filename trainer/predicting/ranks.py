@@ -1,4 +1,4 @@
-"""What ranks that predict say to each other: how many images are done, and in the end their answers."""
+"""What ranks that predict say to each other: how many images are done, and what the answers are."""
 
 from typing import Any, cast
 
@@ -28,6 +28,10 @@ class Ranks:
             self._done += count
             return self._done
         return int(self._store.add(DONE, count))
+
+    def turns(self, batches: int) -> int:
+        """How many batches the rank has that has the most, where they are dealt in turn."""
+        return -(-batches // self._processes.world_size)
 
     def gather(self, mine: list[Any]) -> list[Any] | None:
         """What all ranks have, on rank 0. Collective."""

@@ -3,26 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.inspecting.contact_sheet import IMAGES, cell, draw_cells, name_and_id
+from datamodules.inspecting.contact_sheet import cell, draw_cells, name_and_id
 from datamodules.predicting.images import InputImages
-from datamodules.streaming.picked import spread
 from trainer.predicting.answers import Answer
 
 
 def prediction_sheet(
-    images: InputImages, answers: Sequence[Answer], classes: Sequence[str] | None, *, title: str
+    images: InputImages, answers: Sequence[Answer], classes: Sequence[str] | None, *, title: str, of: int
 ) -> bytes:
-    """A PNG of up to 48 images, evenly spaced, with class and probability, and the right class where that is another.
+    """A PNG of images with class and probability, and the right class where that is another.
 
     Args:
         images: That were predicted.
-        answers: To the good ones.
+        answers: To those that are shown.
         classes: Names by label.
         title: In large letters above.
+        of: How many images have an answer.
     """
-    chosen = [answers[number] for number in spread(len(answers), IMAGES).tolist()]
     cells = []
-    for answer in chosen:
+    for answer in answers:
         name, _ = name_and_id(answer.labels[0], classes)
         note = f"{answer.probabilities[0]:.1%} · "
         if answer.label is None or answer.label == answer.labels[0]:
@@ -30,4 +29,4 @@ def prediction_sheet(
         else:
             note += f"is {name_and_id(answer.label, classes)[0]}"
         cells.append(cell(answer.image, images.read(answer.number).contents, name, note))
-    return draw_cells(cells, title=title, subtitle=f"{len(chosen)} of {len(answers):,} images")
+    return draw_cells(cells, title=title, subtitle=f"{len(answers)} of {of:,} images")

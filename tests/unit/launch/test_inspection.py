@@ -1,11 +1,14 @@
 """What status, runs and logs say, from what a run left on disk."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from configs.run import RunDirectory, rank_log
-from launch.inspection import progress, state
+from launch.glance import progress, sparkline
+from launch.inspection import show_runs, state
 from launch.ledger import Submission, record, submissions
 from launch.lock import locked
 from launch.reading_logs import show_logs
@@ -42,6 +45,62 @@ def test_progress_is_read_from_the_metrics(run: RunDirectory) -> None:
     facts = progress(run)
 
     assert (facts.step, facts.images_per_second, facts.best) == (30, 310.5, ("val/ema_top1", 0.625))
+
+
+def test_of_a_large_file_the_validations_and_the_newest_row_are_found(run: RunDirectory) -> None:
+    names = ["epoch", "step", "throughput/images_per_second", "train/loss", "val/ema_top1", "val/top1"]
+    lines = [",".join(names)]
+    for step in range(1, 5001):
+        lines.append(f"{step / 100},{step},{step}.5,{5000 - step},,")
+        if step % 500 == 0:
+            lines.append(f"{step / 100},{step},,,{step / 10000},{1 - step / 10000}")
+    run.metrics_file.write_text("\r\n".join(lines) + "\r\n5001,9")
+
+    facts = progress(run)
+    assert (facts.step, facts.images_per_second) == (5000, 5000.5)
+    assert facts.best == ("val/ema_top1", 0.5)
+    assert list(facts.curve) == [step / 10000 for step in range(500, 5001, 500)]
+
+    rows = [line for line in lines if line.endswith(",,")]
+    run.metrics_file.write_text("\n".join([lines[0], *rows]) + "\n")
+    losses = progress(run)
+    assert (losses.step, losses.best) == (5000, None)
+    assert len(losses.curve) == 64
+    assert list(losses.curve) == sorted(losses.curve, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"\n", b"\xff\xfe,step\n1,2\n", b"step,val/top1\nx,y\n1\n,,\n", b"step,val/top1\n3,nan\n"]
+)
+def test_a_damaged_file_hides_no_run(damaged: bytes, run: RunDirectory) -> None:
+    run.metrics_file.write_bytes(damaged)
+    assert progress(run).best is None
+
+
+def test_a_sparkline_has_the_means_of_its_parts() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7, float("nan"), 3, 4], 3) == "▁█▅"
+    assert sparkline([0.5, 0.5], 8) == "▁▁"
+    assert sparkline([float("nan")], 8) == sparkline([], 8) == ""
+
+
+def test_runs_have_sparklines_on_a_terminal_that_can_show_them_and_nowhere_else(run: RunDirectory) -> None:
+    run.metrics_file.write_text("step,val/top1\n1,0.1\n2,0.3\n3,0.2\n")
+
+    def shown(width: int, *, encoding: str = "utf-8", terminal: bool = True) -> list[str]:
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        show_runs(run.path.parent, Console(file=file, width=width, force_terminal=terminal, color_system=None))
+        file.flush()
+        return file.buffer.getvalue().decode(encoding).splitlines()  # type: ignore[attr-defined]
+
+    for width in (80, 160):
+        (line,) = (line for line in shown(width) if "mine" in line)
+        assert "▁█▅" in line
+        assert len(line) <= width
+    assert "▁" not in "".join(shown(80, encoding="ascii"))
+    (line,) = (line for line in shown(20, terminal=False) if "mine" in line)  # a line a run, for other programs
+    assert "val/top1 0.3000" in line
+    assert "▁" not in line
 
 
 def test_the_state_is_the_locks_or_the_last_outcomes(run: RunDirectory) -> None:

@@ -70,6 +70,29 @@ def test_curves_have_a_point_for_each_row(tmp_path: Path) -> None:
     assert len(bands) == 20
 
 
+def test_loaders_and_machines_have_curves_where_rows_have_them(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    columns = "step,train/loss,data/disk_mb_per_second,data/network_mb_per_second,data/cache_hit_share"
+    columns += ",system/node0/cpu_percent,system/node1/cpu_percent,system/disk_free_gb_min,system/disk_free_gb_max"
+    columns += ",system/disk_free_gb_worst_node"
+    rows = [f"{step},1.0,50.5,20.25,0.5,90,{step},100,{200 + step},3" for step in range(1, 6)]
+    run.metrics_file.write_text("\n".join([columns, *rows]) + "\n")
+    charts = page_of(run).charts()
+
+    assert list(charts) == [
+        "Loss",
+        "Shards read, MB per second",
+        "Remote shards: in the cache, waited for",
+        "Processors at work, %",
+        "Free on the run's disk, GB",
+    ]
+    bands = {title: chart.all("rect", "band")[-1].text.split("\n")[1:] for title, chart in charts.items()}
+    assert bands["Shards read, MB per second"] == ["from servers: 20.25", "from disk: 50.5"]
+    assert bands["Remote shards: in the cache, waited for"] == ["found in the cache: 50.00\u202f%"]
+    assert bands["Processors at work, %"] == ["node 0: 90", "node 1: 5"]
+    assert bands["Free on the run's disk, GB"] == ["max: 205", "min: 100"]
+
+
 def test_a_long_run_has_fewer_points_and_all_its_peaks(tmp_path: Path) -> None:
     losses = [1 + math.sin(step) / 4 for step in range(5000)]
     losses[1234], losses[4321] = 9.0, 0.1

@@ -18,8 +18,11 @@ from torch import nn
 
 from configs.problems import DataError
 from configs.run import RunDirectory
+from datamodules.streaming.picked import picked_batches
+from tests.unit.launch.commands import effnet
 from tests.unit.trainer.runs import average, new_run, train, weights
 from tests.unit.trainer.test_export import images, ours
+from trainer.assembly import build_module
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.export import export
@@ -174,6 +177,44 @@ def test_weights_are_averaged_over_checkpoints(named: bool, run: RunDirectory, t
     assert json.loads((tmp_path / "config.json").read_text())["effnet"]["mean_over_steps"] == steps
 
 
+def test_batchnorm_of_averaged_weights_is_estimated_anew_where_that_is_asked_for(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    output = io.StringIO()
+    export(run, out_dir=tmp_path / "mean", raw=True, console=Console(file=output, width=200), average=2)
+    assert (
+        "BatchNorm's statistics are the mean of theirs, not estimated anew (--bn-samples N does)" in output.getvalue()
+    )
+    assert "the mean of theirs, not estimated anew" in (tmp_path / "mean" / "README.md").read_text()
+
+    export(run, out_dir=tmp_path, raw=True, console=Console(file=output, width=200), average=2, bn_samples=20)
+    told = "BatchNorm's statistics estimated anew over 16 training images"  # two batches of 8, without the rest
+    assert output.getvalue().splitlines()[-1] == told
+    assert told in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["effnet"]["batchnorm_estimated_over"] == 16
+
+    mean, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "mean", tmp_path))
+    differing = {name for name in mean if not torch.equal(mean[name], found[name])}
+    assert differing == {name for name in mean if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    config = run.load_config()
+    stem = timm.create_model("test_efficientnet", num_classes=4, checkpoint_path=str(tmp_path / "model.safetensors"))
+    module = build_module(config)
+    shape = {"image_size": 64, "in_chans": 3, "seed": config.seed}
+    batches = list(picked_batches(config.data, config.data.train_shards, 20, **shape))[:2]
+    with torch.no_grad():
+        outputs = [stem.conv_stem(module.normalise(batch.images)) for batch in batches]
+    expected = torch.stack([each.mean((0, 2, 3)) for each in outputs]).mean(0)
+    torch.testing.assert_close(found["bn1.running_mean"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_checkpoint_has_statistics_of_its_own(run: RunDirectory, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--bn-samples is for a mean over checkpoints"):
+        export(run, out_dir=tmp_path, raw=True, console=Console(quiet=True), bn_samples=8)
+    refused = effnet("export", str(run.path), "--bn-samples", "8", cwd=tmp_path)
+    assert refused.returncode == 93
+    assert "one checkpoint has statistics of its own" in refused.stderr
+
+
 def test_more_checkpoints_than_there_are_cannot_be_averaged(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="checkpoints that verify, 40 are wanted"):
         export(run, out_dir=tmp_path, raw=False, console=Console(quiet=True), average=40)
@@ -189,3 +230,12 @@ def test_timm_reads_a_folder_of_grey_images_and_another_epsilon(toy_overrides: O
     with torch.no_grad():
         found = network.eval()(images(1))
     torch.testing.assert_close(found, ours(run, average(run, 1), images(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_files_are_for_whom_umask_says(exported: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = exported
+    (tmp_path / "any").touch()
+    modes = {file.name: oct(file.stat().st_mode) for file in folder.iterdir()}
+
+    assert len(modes) >= 8
+    assert set(modes.values()) == {oct((tmp_path / "any").stat().st_mode)}, modes

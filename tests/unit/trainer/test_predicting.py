@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from tests.conftest import picture
 from tests.unit.trainer.runs import ALONE
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
-from trainer.predicting import answers
+from trainer.predicting import answers, command
 from trainer.predicting.command import predict
+from trainer.predicting.tally import Tally
 
 
 def predicted(run: RunDirectory, folder: Path, *paths: object, listed: tuple[str, ...] = (), **options: Any) -> str:
@@ -127,6 +130,70 @@ def test_tables_have_what_json_lines_have(suffix: str, trained: RunDirectory, im
         for place, each in enumerate(line.get("predictions", ()), start=1):
             assert int(row[f"label_{place}"]) == each["label"]
             assert float(row[f"probability_{place}"]) == pytest.approx(each["probability"])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_answers_are_written_as_they_come_and_kept_nowhere(
+    suffix: str, trained: RunDirectory, shards: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [images, f"{shards}/toy-validation-*.tar"]
+    whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    predicted(trained, tmp_path, *inputs, out=whole, batch_size=4)
+
+    sizes: list[int] = []
+    made = answers.WRITERS[suffix]
+
+    @contextmanager
+    def counting(*given: Any) -> Iterator[answers.Write]:
+        with made(*given) as write:
+
+            def counted(some: Iterable[answers.Answer]) -> None:
+                some = list(some)
+                sizes.append(len(some))
+                write(some)
+
+            yield counted
+
+    monkeypatch.setitem(answers.WRITERS, suffix, counting)
+    monkeypatch.setattr(command, "TURNS", 2)
+    monkeypatch.setattr(answers, "ROWS_OF_A_GROUP", 16)
+    predicted(trained, tmp_path, *inputs, out=parts, batch_size=4)
+
+    assert sizes == [8, 8, 8, 8, 8]
+    if suffix == ".parquet":
+        assert pq.read_table(parts) == pq.read_table(whole)
+        assert pq.ParquetFile(parts).num_row_groups == 3
+    else:
+        assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_what_cannot_be_predicted_to_the_end_leaves_no_file(
+    trained: RunDirectory, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Tally, some: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Tally, "add", fail)
+    folder = tmp_path / "out"
+    with pytest.raises(OSError, match="no space"):
+        predicted(trained, tmp_path, f"{shards}/toy-validation-*.tar", out=folder / "answers.csv")
+    assert not list(folder.iterdir())
+
+
+def test_a_tally_keeps_the_first_and_some_over_all_images() -> None:
+    def answer(number: int) -> answers.Answer:
+        error = "bad" if number in (0, 50, 99) else None
+        label = None if number % 2 else number % 4
+        return answers.Answer(number, f"{number}.png", label, () if error else (0,), () if error else (1.0,), error)
+
+    tally = Tally(100, first=3, sheet=4)
+    for first in range(0, 100, 10):
+        tally.add(answer(number) for number in range(first, first + 10))
+
+    assert (tally.good, tally.bad, tally.first_error) == (97, 3, "bad")
+    assert [each.number for each in tally.first] == [1, 2, 3]
+    assert [each.number for each in tally.sheet] == [1, 25, 51, 75]
+    assert tally.summary(2.0) == "97 images, 3 bad, 50 images/s, top-1 0.5000 of 48 with a label"
 
 
 def test_a_contact_sheet_shows_the_images(trained: RunDirectory, shards: Path, tmp_path: Path) -> None:

@@ -8,7 +8,11 @@ import pytest
 from rich.console import Console
 
 from configs.run import RunDirectory
-from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
+from datamodules import bars
+from tests.unit.launch.commands import effnet
+from tests.unit.trainer.runs import ALONE, as_killed_after, new_run, rows, train
+from trainer import progress
+from trainer.evaluation.command import Request, validate
 
 Overrides = Callable[..., list[str]]
 
@@ -62,3 +66,55 @@ def test_elsewhere_there_is_no_bar_but_a_line_an_epoch(
         assert " images/s · " in line
         assert re.search(r" · data wait [\d.]+% · ", line)
         assert f"val/top1 {float(row['val/top1']):.4f} · val/ema_top1 {float(row['val/ema_top1']):.4f}" in line
+
+
+def test_elsewhere_a_long_epoch_has_a_line_now_and_then(
+    toy_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    run = new_run(toy_overrides(trainer__max_steps=2), tmp_path)
+    with caplog.at_level(logging.INFO, logger="effnet"):
+        screen(run, terminal=False)
+
+    lines = [record.getMessage() for record in caplog.records if " of 2 · " in record.getMessage()]
+    loss = float(rows(run)[1]["train/loss"])
+    assert any(line.startswith(f"epoch 1/3 · step 2 of 2 · loss {loss:.3f} · top-1 ") for line in lines), lines
+
+
+def test_indexing_at_the_start_has_a_line_now_and_then(
+    toy_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.0)
+    changes = {"trainer__max_steps": 1, "data__index_dir": tmp_path / "indexes"}
+    with caplog.at_level(logging.INFO, logger="effnet"):
+        screen(new_run(toy_overrides(**changes), tmp_path), terminal=False)
+
+    lines = [each.getMessage() for each in caplog.records if each.getMessage().startswith("indexing shards: ")]
+    assert lines[-1].startswith("indexing shards: 7, ")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_validating_shows_how_far_it_is(
+    terminal: bool, trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.0)
+    output = io.StringIO()
+    shown = Console(file=output, force_terminal=terminal, width=150)
+    request = Request(run=trained.path, out=tmp_path)
+    validate(request, processes=ALONE, console=Console(file=io.StringIO()), progress=shown)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.getvalue())
+    assert re.search("validate .* 37/37" if terminal else "^validate: 8 of 37 ", text)
+    if not terminal:
+        assert re.search("^validate: 37 of 37 ", text, flags=re.MULTILINE)
+
+
+def test_quiet_leaves_results_alone(toy_overrides: Overrides, tmp_path: Path) -> None:
+    settings = [*toy_overrides(trainer__max_epochs=1), f"runs_dir={tmp_path}"]
+    loud = effnet("fit", *settings, "run_id=loud", cwd=tmp_path)
+    quiet = effnet("fit", "--quiet", *settings, "run_id=quiet", cwd=tmp_path)
+
+    assert (loud.returncode, quiet.returncode) == (0, 0), loud.stderr + quiet.stderr
+    assert "epoch 1/1" in loud.stdout
+    assert "epoch 1/1" not in quiet.stdout
+    assert "raw weights" in quiet.stdout
