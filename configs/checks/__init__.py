@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from configs.checks.data import address_problems, batch_problems, decoder_problems, image_problems, repeat_problems
 from configs.checks.launch import kubernetes_problems, launch_problems
+from configs.checks.modality import modality_problems
 from configs.checks.model import model_problems
 from configs.checks.operation import checkpoint_problems, fault_problems
 from configs.checks.training import (
@@ -49,6 +50,7 @@ CHECKS: tuple[Check, ...] = (
     address_problems,
     image_problems,
     decoder_problems,
+    modality_problems,
     model_problems,
     loss_problems,
     distillation_problems,

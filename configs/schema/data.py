@@ -7,6 +7,7 @@ from pydantic import Field
 from configs.schema.section import (
     AugmentationPolicy,
     Fraction,
+    Modality,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -60,6 +61,8 @@ class Data(Section):
     of timm, open_clip or wids (`…/_info.json#train` for one of its splits); several joined by `::`, or as a list."""
     val_shards: str | tuple[str, ...]
     """Shards of the validation split, in the same forms."""
+    modality: Modality = "image"
+    """What samples are, and how they become what the network sees: `image` decodes pictures (docs/modalities.md)."""
     prepare: Literal["digits"] | None = None
     """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra)."""
     num_classes: PositiveInt = 1000

@@ -150,7 +150,8 @@ def _of_evaluation(config: Config, shards: tuple[str, ...], world_size: int) -> 
 def _split(config: Config) -> tuple[ShardIndex, list[str] | None]:
     """The index of the split, and the names of its classes, if ``classes.json`` is beside it."""
     cache = shard_cache(config.data)
-    index = open_split(find_shards(config.data.val_shards, cache.remote), cache=cache, index_dir=config.data.index_dir)
+    found = find_shards(config.data.val_shards, cache.remote)
+    index = open_split(found, cache=cache, index_dir=config.data.index_dir, modality=config.data.modality)
     return index, class_names(index.shards[0], cache)
 
 

@@ -51,7 +51,7 @@ def find_samples(data: Data, given: int | None) -> Samples:
     Raises:
         ConfigError: If nothing says how many there are.
     """
-    training, validation = _split(data.train_shards, data.index_dir), _split(data.val_shards, data.index_dir)
+    training, validation = _split(data, data.train_shards), _split(data, data.val_shards)
     size = training[1] if training is not None and training[1] else None
     if given is not None:
         counted = validation[0] if validation is not None else 0
@@ -69,15 +69,17 @@ def find_samples(data: Data, given: int | None) -> Samples:
     raise ConfigError([Problem(key="--samples", received="nothing", accepted=accepted)])
 
 
-def _split(shards: str | Sequence[str], index_dir: str | None) -> tuple[int, float] | None:
+def _split(data: Data, shards: str | Sequence[str]) -> tuple[int, float] | None:
     """Samples and their mean size, which is 0 where a list says how many alone; None where nothing is found."""
     try:
         found = find_shards(shards, Remote(attempts=ATTEMPTS, timeout_s=TIMEOUT_S))
     except (DataError, UnreachableError):
         return None
-    places = [beside(found.shards) if index_dir is None else None, index_file(found.shards, index_dir)]
+    index_dir, modality = data.index_dir, data.modality
+    near = beside(found.shards, modality) if index_dir is None else None
+    places = [near, index_file(found.shards, index_dir, modality)]
     for place in filter(None, places):
-        index = load_index(found.shards, place)
+        index = load_index(found.shards, place, modality)
         if index is not None and len(index):
             return len(index), float(index.sizes.mean())
     if found.expected.keys() >= set(found.shards):

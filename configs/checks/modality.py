@@ -1,0 +1,42 @@
+"""Settings that are for other samples than those of `data.modality`."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from configs.checks.problem import problem_with
+from configs.problems import Problem, shown
+from configs.schema import Augmentation, Config, Data
+
+IMAGES_ONLY: Final = ("scale", "ratio", "hflip", "vflip", "color_jitter", "rotation", "auto_augment", "aug_splits")
+"""Augmentation of images, which other modalities' own takes the place of."""
+OFF: Final = (0, None)
+
+
+def modality_problems(config: Config) -> Iterator[Problem]:
+    """Settings of images beside another modality."""
+    data, beside = config.data, "data.modality"
+    if data.modality == "image":
+        return
+    this = f"beside data.modality = {data.modality}"
+    if config.model.in_chans != 1:
+        accepted = f"1 {this}, whose pictures are grey"
+        yield problem_with(config, "model.in_chans", accepted, beside)
+    for name in IMAGES_ONLY:
+        default, value = Augmentation.model_fields[name].default, getattr(data.augmentation, name)
+        if value != default and value not in OFF:
+            accepted = f"its default, {shown(default)}, {this}: it is for images"
+            yield problem_with(config, f"data.augmentation.{name}", accepted, beside)
+    for name in ("decoder", "interpolation", "crop_pct"):
+        default = Data.model_fields[name].default
+        if getattr(data, name) != default:
+            accepted = f"its default, {shown(default)}, {this}: it is for images"
+            yield problem_with(config, f"data.{name}", accepted, beside)
+    for number, stage in enumerate(config.progressive.stages):
+        for name in ("image_size", "auto_augment"):
+            if getattr(stage, name) is not None:
+                yield Problem(
+                    key=f"progressive.stages[{number}].{name}",
+                    received=shown(getattr(stage, name)),
+                    accepted=f"null {this}: it is for images",
+                    beside=(beside,),
+                )
