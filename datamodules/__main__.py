@@ -9,7 +9,7 @@ from rich.console import Console
 
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
-from datamodules import digits
+from datamodules import digits, python_texts
 from datamodules.bars import terminal_bar
 from datamodules.indexing.index_files import index_file
 from datamodules.indexing.splits import open_split
@@ -58,6 +58,16 @@ def build_digits(out_dir: Annotated[Path, typer.Argument(help="Folder that the s
         return
     with terminal_bar(console)("writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS) as progress:
         digits.build(out_dir, progress)
+
+
+@app.command(name="python-texts")
+def build_python_texts(out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")]) -> None:
+    """Write shards of the standard library's texts by kind (code, comment, docstring, manual), unless they are there."""
+    if python_texts.is_built(out_dir):
+        return
+    shards = python_texts.TRAIN_SHARDS + python_texts.VALIDATION_SHARDS
+    with terminal_bar(console)("writing shards", shards) as progress:
+        python_texts.build(out_dir, progress)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ All that follows (collation, transport, mixing, normalisation, evaluation, predi
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from configs.schema import Data
 from configs.schema.section import Modality
 from datamodules.images.decoding import PIL_MODES, EncodedImage, open_image
 from datamodules.streaming.transforms import evaluation_transform, training_transform
+from datamodules.text.drawing import TextDrawing
+from datamodules.text.reading import read_text
 
 
 class PictureTransform(Protocol):
@@ -52,6 +55,23 @@ def _read_image(contents: bytes, in_chans: int) -> EncodedImage:
     return open_image(contents, PIL_MODES[in_chans])
 
 
+def _read_text(contents: bytes, in_chans: int) -> str:
+    assert in_chans == 1
+    return read_text(contents)
+
+
+class _Drawn:
+    """Draws a text as (1, image_size, image_size)."""
+
+    def __init__(self, data: Data, image_size: int, *, randomly: bool) -> None:
+        self.image_size = image_size
+        self._drawing = TextDrawing(data.text, image_size, randomly=randomly and data.augmentation.enabled)
+
+    def __call__(self, text: str) -> torch.Tensor:
+        return torch.from_numpy(self._drawing.draw(text)).unsqueeze(0)
+
+
 SIGNALS: Final[Mapping[Modality, Signal]] = {
     "image": Signal(_read_image, training_transform, evaluation_transform),
+    "text": Signal(_read_text, partial(_Drawn, randomly=True), partial(_Drawn, randomly=False)),
 }

@@ -71,6 +71,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.I
 
 STATISTICS: dict[Modality, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "image": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "text": ((0.1,), (0.2,)),
 }
 """Means and standard deviations of the channels of each modality's pictures, in 0..1."""
 
