@@ -19,6 +19,7 @@ from datamodules.inspecting.commands import (
     CACHE_DIR,
     CacheBytes,
     CacheDir,
+    OfModality,
     Shards,
     command_cache,
     info,
@@ -39,6 +40,7 @@ app.command()(info)
 def index(
     shards: Shards,
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
+    modality: OfModality = "image",
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
 ) -> None:
@@ -46,8 +48,8 @@ def index(
     cache = command_cache(shards, cache_dir, cache_bytes)
     found = find_shards(shards, cache.remote)
     with terminal_bar(console)("indexing shards", len(found.shards)) as progress:
-        made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress)
-    file = index_file(found.shards, index_dir)
+        made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress, modality=modality)
+    file = index_file(found.shards, index_dir, modality)
     console.print(f"{len(made):,} samples in {len(found.shards)} shards: {file}", soft_wrap=True)
 
 
@@ -62,7 +64,7 @@ def build_digits(out_dir: Annotated[Path, typer.Argument(help="Folder that the s
 
 @app.command(name="python-texts")
 def build_python_texts(out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")]) -> None:
-    """Write shards of the standard library's texts by kind (code, comment, docstring, manual), unless they are there."""
+    """Write shards of the standard library's texts by kind (code, comments, …), unless they are there."""
     if python_texts.is_built(out_dir):
         return
     shards = python_texts.TRAIN_SHARDS + python_texts.VALIDATION_SHARDS

@@ -21,7 +21,7 @@ from trainer.exporting.graphs import write_program, write_torchscript
 from trainer.exporting.model_card import as_json, copy_curves, model_card
 from trainer.exporting.onnx_files import require_onnx, write_onnx
 from trainer.exporting.quantising import Measured, measure, quantise
-from trainer.exporting.timm_layout import description, how_to_load, preprocessing, timm_builds
+from trainer.exporting.timm_layout import description, drawing, how_to_load, preprocessing, timm_builds
 from trainer.exporting.weights import Weights, choose_weights
 from trainer.module import EfficientNetModule
 
@@ -85,7 +85,7 @@ def export(
     _remove_graphs(target)
     file = target / WEIGHTS
     save_file({name: tensor.contiguous() for name, tensor in weights.state.items()}, file)
-    provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id}
+    provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id, **drawing(config)}
     if len(weights.steps) > 1:
         provenance["mean_over_steps"] = list(weights.steps)
     classes = names_of_classes(config.data)

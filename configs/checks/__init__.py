@@ -8,6 +8,7 @@ from configs.checks.launch import kubernetes_problems, launch_problems
 from configs.checks.modality import modality_problems
 from configs.checks.model import model_problems
 from configs.checks.operation import checkpoint_problems, fault_problems
+from configs.checks.text import text_problems
 from configs.checks.training import (
     distillation_problems,
     loss_problems,
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     image_problems,
     decoder_problems,
     modality_problems,
+    text_problems,
     model_problems,
     loss_problems,
     distillation_problems,

@@ -6,15 +6,26 @@ from typing import Final
 from configs.checks.problem import problem_with
 from configs.problems import Problem, shown
 from configs.schema import Augmentation, Config, Data
+from configs.schema.section import Modality
 
 IMAGES_ONLY: Final = ("scale", "ratio", "hflip", "vflip", "color_jitter", "rotation", "auto_augment", "aug_splits")
 """Augmentation of images, which other modalities' own takes the place of."""
 OFF: Final = (0, None)
 
 
+SECTIONS: Final[tuple[Modality, ...]] = ("text",)
+"""Modalities that have a section of `data` to themselves, which has their name."""
+
+
 def modality_problems(config: Config) -> Iterator[Problem]:
-    """Settings of images beside another modality."""
+    """Settings of images beside another modality, and those of another modality beside this one."""
     data, beside = config.data, "data.modality"
+    for modality in SECTIONS:
+        section = getattr(data, modality)
+        for name, field in type(section).model_fields.items():
+            if data.modality != modality and getattr(section, name) != field.default:
+                accepted = f"its default, {shown(field.default)}, or data.modality = {modality}"
+                yield problem_with(config, f"data.{modality}.{name}", accepted, beside)
     if data.modality == "image":
         return
     this = f"beside data.modality = {data.modality}"

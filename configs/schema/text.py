@@ -2,6 +2,9 @@
 
 from configs.schema.section import Fraction, PositiveFloat, PositiveInt, Section
 
+SMALLEST_CELL = 3
+"""Pixels of a cell's side: below it no letter can be told from another."""
+
 
 class Text(Section):
     """Text as a picture: its characters fill a square line after line, each in a cell of its own.

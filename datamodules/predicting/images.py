@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.problems import DataError
 from configs.schema import Data
+from configs.schema.section import Modality
 from datamodules.indexing.scan import EXTENSIONS
 from datamodules.indexing.splits import shard_cache
 from datamodules.predicting.inputs import Inputs
@@ -59,6 +60,11 @@ class InputImages(Dataset[Prepared]):
         self._in_chans = in_chans
         self._transform = SIGNALS[data.modality].evaluation(data, image_size)
         self._reader: ShardReader | None = None
+
+    @property
+    def modality(self) -> Modality:
+        """What they are, if not images."""
+        return self._data.modality
 
     def __len__(self) -> int:
         return len(self.inputs)

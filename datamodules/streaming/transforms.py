@@ -33,6 +33,11 @@ def evaluation_transform(data: Data, image_size: int) -> CenterCrop:
     return CenterCrop(image_size, crop_pct=data.crop_pct, interpolation=interpolation)
 
 
+def shown_share(data: Data) -> float:
+    """The share of a picture's side that evaluation shows: `crop_pct` of images, all of what other modalities draw."""
+    return data.crop_pct if data.modality == "image" else 1.0
+
+
 def _pil_transforms(data: Data, image_size: int) -> list[PilTransform]:
     augmentation = data.augmentation
     found: list[PilTransform] = []

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from configs.problems import ConfigError, Problem
 from configs.schema import Text
+from configs.schema.text import SMALLEST_CELL
 from datamodules.images.decoding import BadSampleError
 from datamodules.text.glyphs import BLANK, Glyphs, Pixels, glyphs
 from datamodules.text.reading import flowing, wrapped
-
-SMALLEST_CELL = 3
-"""Pixels of a cell's side: no letter can be told from another below it."""
 
 
 class Layout(NamedTuple):

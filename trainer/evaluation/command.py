@@ -16,6 +16,7 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.shards import class_names
 from datamodules.streaming.source import ShardReader
+from datamodules.streaming.transforms import shown_share
 from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
 from trainer.evaluation.figures import figures
 from trainer.evaluation.labels import RealLabels, labels_of, read_real_labels
@@ -78,7 +79,7 @@ def validate(request: Request, *, processes: Processes, console: Console) -> Non
         average.eval().requires_grad_(requires_grad=False)
     table = SampleTable()
     trainer = build_trainer(config, processes, accelerator, callbacks=[table], loggers=[])
-    sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (config.data.crop_pct,)
+    sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (shown_share(config.data),)
     outputs: dict[Setting, Outputs] = {}
     for image_size, crop_pct in product(sizes, crops):
         data = config.data.model_copy(update={"eval_image_size": image_size, "crop_pct": crop_pct})
@@ -164,6 +165,10 @@ def _problems(
     config: Config,
 ) -> Iterator[Problem]:
     """What of subject, shards and labels does not fit."""
+    if request.crop_pcts and config.data.modality != "image":
+        received = ",".join(f"{crop_pct:g}" for crop_pct in request.crop_pcts)
+        accepted = f"nothing: data.modality = {config.data.modality} shows the whole of its pictures"
+        yield Problem(key="--crop-pct", received=received, accepted=accepted)
     classes, of_subject = subject.num_classes, f"the classes of {subject.name}: {subject.num_classes}"
     lowest, highest = int(index.labels.min()), int(index.labels.max())
     shards = f"{index.shards[0]}" + (f" and {len(index.shards) - 1} more" if len(index.shards) > 1 else "")

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.inspecting.contact_sheet import IMAGES, cell, draw_cells, name_and_id
+from PIL import Image
+
+from datamodules.inspecting.contact_sheet import IMAGES, Cell, cell, draw_cells, name_and_id
 from datamodules.predicting.images import InputImages
 from datamodules.streaming.picked import spread
 from trainer.predicting.answers import Answer
@@ -29,5 +31,13 @@ def prediction_sheet(
             note += Path(answer.image).name if answer.label is None else "right"
         else:
             note += f"is {name_and_id(answer.label, classes)[0]}"
-        cells.append(cell(answer.image, images.read(answer.number).contents, name, note))
+        cells.append(_cell(images, answer, name, note))
     return draw_cells(cells, title=title, subtitle=f"{len(chosen)} of {len(answers):,} images")
+
+
+def _cell(images: InputImages, answer: Answer, name: str, note: str) -> Cell:
+    """An image as it is; what is in its place, as the network sees it."""
+    contents = images.read(answer.number).contents
+    if images.modality == "image":
+        return cell(answer.image, contents, name, note)
+    return Cell(Image.fromarray(images.picture(contents)[0].numpy()).convert("RGB"), name, note)
