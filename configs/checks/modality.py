@@ -37,17 +37,12 @@ def modality_problems(config: Config) -> Iterator[Problem]:
         if value != default and value not in OFF:
             accepted = f"its default, {shown(default)}, {this}: it is for images"
             yield problem_with(config, f"data.augmentation.{name}", accepted, beside)
-    for name in ("decoder", "interpolation", "crop_pct"):
+    for name in ("interpolation", "crop_pct"):
         default = Data.model_fields[name].default
         if getattr(data, name) != default:
             accepted = f"its default, {shown(default)}, {this}: it is for images"
             yield problem_with(config, f"data.{name}", accepted, beside)
     for number, stage in enumerate(config.progressive.stages):
-        for name in ("image_size", "auto_augment"):
-            if getattr(stage, name) is not None:
-                yield Problem(
-                    key=f"progressive.stages[{number}].{name}",
-                    received=shown(getattr(stage, name)),
-                    accepted=f"null {this}: it is for images",
-                    beside=(beside,),
-                )
+        if stage.image_size is not None:
+            key, received = f"progressive.stages[{number}].image_size", shown(stage.image_size)
+            yield Problem(key=key, received=received, accepted=f"null {this}: it is for images", beside=(beside,))

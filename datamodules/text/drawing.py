@@ -100,7 +100,8 @@ class TextDrawing:
         spare = len(words) - rows * columns
         if random_start and spare > 0:
             start = random.randint(0, spare)
-            words = words[words.find(" ", start - 1) + 1 if start else 0 :]
+            word = words.rfind(" ", 0, start + 1) + 1
+            words = words[word if start - word < columns else start :]  # some scripts have no spaces
         return [words[at : at + columns] for at in range(0, min(len(words), rows * columns), columns)]
 
 
