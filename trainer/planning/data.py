@@ -18,6 +18,10 @@ DIGITS: Final = (1_438, 359)
 """As `datamodules.digits` splits them."""
 DIGIT_BYTES: Final = 2_048
 """A PNG and its label: two headers and two blocks of a tar file."""
+PYTHON_TEXTS: Final = (2_312, 480)
+"""As `datamodules.python_texts` splits those of Python 3.11; other versions have a few more or less."""
+TEXT_BYTES: Final = 2_560
+"""A passage and its label: two headers and three blocks of a tar file."""
 ATTEMPTS, TIMEOUT_S = 1, 10.0
 """Of a server that is asked for a list of shards: a plan does not wait."""
 
@@ -62,6 +66,10 @@ def find_samples(data: Data, given: int | None) -> Samples:
         return Samples(training=training[0], validation=counted, bytes_each=size or PHOTOGRAPH_BYTES, source=source)
     if data.prepare == "digits":
         return Samples(training=DIGITS[0], validation=DIGITS[1], bytes_each=DIGIT_BYTES, source="scikit-learn's digits")
+    if data.prepare == "python-texts":
+        training_texts, validation_texts = PYTHON_TEXTS
+        source = "the texts of Python 3.11"
+        return Samples(training=training_texts, validation=validation_texts, bytes_each=TEXT_BYTES, source=source)
     if data.num_classes == 1000 and "imagenet" in str(data.train_shards).lower():
         source = "ImageNet-1k, by the name of data.train_shards"
         return Samples(training=IMAGENET[0], validation=IMAGENET[1], bytes_each=PHOTOGRAPH_BYTES, source=source)
