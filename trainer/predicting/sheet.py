@@ -32,7 +32,7 @@ def prediction_sheet(
         else:
             note += f"is {name_and_id(answer.label, classes)[0]}"
         cells.append(_cell(images, answer, name, note))
-    return draw_cells(cells, title=title, subtitle=f"{len(chosen)} of {len(answers):,} images")
+    return draw_cells(cells, title=title, subtitle=f"{len(chosen)} of {len(answers):,} {images.modality}s")
 
 
 def _cell(images: InputImages, answer: Answer, name: str, note: str) -> Cell:
