@@ -9,7 +9,7 @@ from rich.console import Console
 
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
-from datamodules import digits
+from datamodules import digits, python_texts
 from datamodules.bars import progress_on
 from datamodules.indexing.index_files import index_file
 from datamodules.indexing.splits import open_split
@@ -19,6 +19,7 @@ from datamodules.inspecting.commands import (
     CACHE_DIR,
     CacheBytes,
     CacheDir,
+    OfModality,
     Quiet,
     Shards,
     command_cache,
@@ -40,6 +41,7 @@ app.command()(info)
 def index(
     shards: Shards,
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
+    modality: OfModality = "image",
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
     quiet: Quiet = False,
@@ -48,8 +50,8 @@ def index(
     cache = command_cache(shards, cache_dir, cache_bytes)
     found = find_shards(shards, cache.remote)
     with progress_on(console, quiet=quiet)("indexing shards", len(found.shards)) as progress:
-        made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress)
-    file = index_file(found.shards, index_dir)
+        made = open_split(found, cache=cache, index_dir=index_dir, rescan=True, progress=progress, modality=modality)
+    file = index_file(found.shards, index_dir, modality)
     console.print(f"{len(made):,} samples in {len(found.shards)} shards: {file}", soft_wrap=True)
 
 
@@ -64,6 +66,18 @@ def build_digits(
         "writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS
     ) as progress:
         digits.build(out_dir, progress)
+
+
+@app.command(name="python-texts")
+def build_python_texts(
+    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
+) -> None:
+    """Write shards of the standard library's texts by kind (code, comments, …), unless they are there."""
+    if python_texts.is_built(out_dir):
+        return
+    shards = python_texts.TRAIN_SHARDS + python_texts.VALIDATION_SHARDS
+    with progress_on(console, quiet=quiet)("writing shards", shards) as progress:
+        python_texts.build(out_dir, progress)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.storage.traffic import Counts, Traffic
 from datamodules.streaming.crops import CenterCrop, RandomCrop
-from datamodules.streaming.decode import Decode, Decoded
+from datamodules.streaming.decode import Decode, Decoded, Transform
 from datamodules.streaming.device_decoding import DeviceDecoder
 from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithPlace
 from datamodules.streaming.loaders import (
@@ -30,9 +30,9 @@ from datamodules.streaming.loaders import (
     make_loader,
 )
 from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
+from datamodules.streaming.signals import SIGNALS, PictureTransform
 from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardReader, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import Transform, evaluation_transform, training_transform
 
 FIRST_FORMAT = ("epoch", "samples_consumed", "seed", "index_hash", "order_version")
 """What every position has, those of old checkpoints too."""
@@ -155,7 +155,7 @@ class ImageNetDataModule(LightningDataModule):
                 world_size=self.trainer.world_size,
             )
             source = self._source(self.val_index, plan, training=False)
-            transform = evaluation_transform(self.data, self.eval_image_size)
+            transform = SIGNALS[self.data.modality].evaluation(self.data, self.eval_image_size)
             loader = self._make_loader(source, [transform], training=False)
             self._val_loader = EvaluationLoader(loader, plan)
         return self._val_loader
@@ -284,8 +284,14 @@ class ImageNetDataModule(LightningDataModule):
     def _open_index(self, shards: str | tuple[str, ...], *, vouched: bool) -> ShardIndex:
         cache = shard_cache(self.data)
         found = find_shards(shards, cache.remote)
-        place, progress = self.data.index_dir, self.index_progress
-        index = open_split(found, cache=cache, index_dir=place, vouched=vouched, progress=progress)
+        index = open_split(
+            found,
+            cache=cache,
+            index_dir=self.data.index_dir,
+            vouched=vouched,
+            progress=self.index_progress,
+            modality=self.data.modality,
+        )
         if int(index.labels.min()) < 0 or int(index.labels.max()) >= self.data.num_classes:
             raise DataError(
                 f"labels of {index.shards[0]} and the shards beside it go from {index.labels.min()} to "
@@ -318,12 +324,18 @@ class ImageNetDataModule(LightningDataModule):
         )
 
     def _make_loader(
-        self, source: ShardSource, transforms: Sequence[RandomCrop | CenterCrop], *, training: bool
+        self, source: ShardSource, transforms: Sequence[PictureTransform], *, training: bool
     ) -> DataLoader[AnyBatch | LoaderError]:
         seed = self.seed if training else None
 
         def stage(*transforms: Transform) -> Callable[[RawSample], Decoded]:
-            decode = Decode(*transforms, in_chans=self.in_chans, num_classes=self.data.num_classes, seed=seed)
+            decode = Decode(
+                *transforms,
+                in_chans=self.in_chans,
+                num_classes=self.data.num_classes,
+                seed=seed,
+                modality=self.data.modality,
+            )
             return Substituting(decode, source) if training and self.data.max_bad_fraction else decode
 
         on_cpu = stage(*transforms)
@@ -335,7 +347,9 @@ class ImageNetDataModule(LightningDataModule):
             image_bytes = views * self.in_chans * max(sizes) ** 2
             return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
         self._device_decoders[training] = DeviceDecoder(on_cpu, source, *sizes)
-        in_workers = WithPlace(stage(*map(LeaveEncoded, transforms)))
+        crops = [each for each in transforms if isinstance(each, RandomCrop | CenterCrop)]
+        assert len(crops) == len(transforms)  # other modalities are refused beside nvjpeg
+        in_workers = WithPlace(stage(*map(LeaveEncoded, crops)))
         return make_loader(source, in_workers, self.data, collate=CollateEncoded(training=training), **options)
 
     def _open_stream(self, *, first: int) -> TrainingStream:
@@ -343,7 +357,8 @@ class ImageNetDataModule(LightningDataModule):
         plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank, self.stage_ends)
         source = self._source(self.train_index, plan, first=first, training=True)
         plan.batch(first)  # computes the epoch's order, which the workers then share
-        transforms = [training_transform(data, image_size) for data, image_size in self._stages]
+        draw = SIGNALS[self.data.modality].training
+        transforms = [draw(data, image_size) for data, image_size in self._stages]
         loader = self._make_loader(source, transforms, training=True)
         return TrainingStream(loader, first=first)
 

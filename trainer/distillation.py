@@ -92,7 +92,7 @@ def _from_run(config: Config, path: Path, *, weights: bool) -> tuple[nn.Module, 
     if run is None and saved is None:
         raise _refused(config, "teacher", "the directory of a run or of one of its checkpoints")
     theirs = RunDirectory(run).load_config() if run is not None else Config.model_validate(saved, strict=False)
-    for section, key in (("data", "num_classes"), ("model", "in_chans")):
+    for section, key in (("data", "num_classes"), ("data", "modality"), ("model", "in_chans")):
         here, there = (getattr(getattr(each, section), key) for each in (config, theirs))
         if here != there:
             raise _refused(config, "teacher", f"a teacher with {section}.{key} = {here}; that one has {there}")

@@ -23,7 +23,7 @@ from trainer.exporting.graphs import write_program, write_torchscript
 from trainer.exporting.model_card import as_json, copy_curves, model_card, statistics
 from trainer.exporting.onnx_files import require_onnx, write_onnx
 from trainer.exporting.quantising import Measured, measure, quantise
-from trainer.exporting.timm_layout import description, how_to_load, preprocessing, timm_builds
+from trainer.exporting.timm_layout import description, drawing, how_to_load, preprocessing, timm_builds
 from trainer.exporting.weights import Weights, choose_weights
 from trainer.module import EfficientNetModule
 from trainer.network import image_size
@@ -96,7 +96,7 @@ def export(
     file = target / WEIGHTS
     # By no function of safetensors': its file is for the user alone, whatever umask says.
     file.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.state.items()}))
-    provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id}
+    provenance = {"weights": weights.kind, "step": weights.steps[0], "run_id": run.run_id, **drawing(config)}
     if len(weights.steps) > 1:
         provenance["mean_over_steps"] = list(weights.steps)
         provenance["batchnorm_estimated_over"] = weights.statistics_of

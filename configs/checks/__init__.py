@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from configs.checks.data import address_problems, batch_problems, decoder_problems, image_problems, repeat_problems
 from configs.checks.launch import kubernetes_problems, launch_problems
+from configs.checks.modality import modality_problems
 from configs.checks.model import model_problems
 from configs.checks.operation import checkpoint_problems, fault_problems
+from configs.checks.text import text_problems
 from configs.checks.training import (
     distillation_problems,
     loss_problems,
@@ -49,6 +51,8 @@ CHECKS: tuple[Check, ...] = (
     address_problems,
     image_problems,
     decoder_problems,
+    modality_problems,
+    text_problems,
     model_problems,
     loss_problems,
     distillation_problems,

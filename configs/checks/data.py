@@ -107,7 +107,7 @@ def image_problems(config: Config) -> Iterator[Problem]:
         if not augmentation.enabled and getattr(augmentation, name):
             accepted = f"{off} beside data.augmentation.enabled = false"
             yield problem_with(config, f"data.augmentation.{name}", accepted, "data.augmentation.enabled")
-    if in_chans != 3 and augmentation.auto_augment:
+    if in_chans != 3 and augmentation.auto_augment and config.data.modality == "image":
         accepted = "null: the policies work on RGB images"
         yield problem_with(config, "data.augmentation.auto_augment", accepted, "model.in_chans")
     if augmentation.color_jitter is not None and "3a" not in (augmentation.auto_augment or "3a"):
@@ -123,7 +123,10 @@ def decoder_problems(config: Config) -> Iterator[Problem]:
     if config.trainer.accelerator == "cpu":
         accepted = "cpu beside trainer.accelerator = cpu"
         yield problem_with(config, decoder, accepted, "trainer.accelerator")
-    if config.model.in_chans != 3:
+    if config.data.modality != "image":
+        accepted = f"cpu beside data.modality = {config.data.modality}: the GPU decodes JPEGs alone"
+        yield problem_with(config, decoder, accepted, "data.modality")
+    elif config.model.in_chans != 3:
         accepted = f"cpu beside model.in_chans = {config.model.in_chans}: the GPU decodes RGB alone"
         yield problem_with(config, decoder, accepted, "model.in_chans")
     for name in ("rotation", "auto_augment", "color_jitter"):

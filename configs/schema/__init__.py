@@ -5,6 +5,7 @@ from configs.schema.launch import Hardware, Kubernetes, Launch, Slurm, Ssh, Volu
 from configs.schema.model import Model, Stage
 from configs.schema.operation import Checkpoint, Doctor, Fault, Resume, Tracking
 from configs.schema.section import NonNegativeInt, RunId, Section
+from configs.schema.text import Text
 from configs.schema.training import Deepspeed, Distillation, Ema, Loss, Optimizer, Progressive, Scheduler, Trainer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Slurm",
     "Ssh",
     "Stage",
+    "Text",
     "Trainer",
     "Volume",
 ]

@@ -7,12 +7,14 @@ from pydantic import Field
 from configs.schema.section import (
     AugmentationPolicy,
     Fraction,
+    Modality,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
 )
+from configs.schema.text import Text
 
 
 class Augmentation(Section):
@@ -60,8 +62,12 @@ class Data(Section):
     of timm, open_clip or wids (`…/_info.json#train` for one of its splits); several joined by `::`, or as a list."""
     val_shards: str | tuple[str, ...]
     """Shards of the validation split, in the same forms."""
-    prepare: Literal["digits"] | None = None
-    """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra)."""
+    modality: Modality = "image"
+    """What samples are, and how they become what the network sees: `image` decodes pictures; `text` draws
+    texts (`txt`, UTF-8) as grey pictures, by `data.text` in place of crops and augmentation (docs/modalities.md)."""
+    prepare: Literal["digits", "python-texts"] | None = None
+    """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra), or texts
+    of Python's standard library by what they are."""
     num_classes: PositiveInt = 1000
     """Labels are 0 to num_classes - 1 (ImageNet-1k)."""
     global_batch_size: PositiveInt = 256
@@ -114,3 +120,4 @@ class Data(Section):
     std: tuple[PositiveFloat, ...] | None = None
     """Channel standard deviations in 0..1; None is ImageNet's."""
     augmentation: Augmentation = Augmentation()
+    text: Text = Text()

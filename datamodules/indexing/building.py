@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from configs.schema.section import Modality
 from datamodules.indexing.index import Int64, ShardIndex
 from datamodules.indexing.journal import Journal
 from datamodules.indexing.scan import Version, scan_shards
@@ -18,6 +19,7 @@ def build_index(
     cache: ShardCache | None = None,
     journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
+    modality: Modality = "image",
 ) -> ShardIndex:
     """Scan shards, several at once.
 
@@ -27,6 +29,7 @@ def build_index(
         cache: Through which remote shards are read; needed where there is one.
         journal: Keeps each scan at once. What it has kept already is used like an older index.
         progress: Called with 1 after each shard.
+        modality: What each sample has to be.
 
     Raises:
         DataError: For a shard that cannot be read.
@@ -40,7 +43,7 @@ def build_index(
     for _ in scans:
         advance(1)
     missing = [shard for shard in shards if shard not in scans]
-    for shard, scan in scan_shards(missing, versions=versions, cache=cache):
+    for shard, scan in scan_shards(missing, versions=versions, cache=cache, modality=modality):
         scans[shard] = scan
         if journal is not None:
             journal.append(shard, scan)
@@ -59,6 +62,7 @@ def build_index(
         sizes=column(s.sizes for s in in_order),
         labels=column(s.labels for s in in_order),
         shard_tags=tuple(s.version.tag for s in in_order) if any(isinstance(shard, Url) for shard in shards) else (),
+        modality=modality,
     )
 
 

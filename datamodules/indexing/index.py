@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.schema.section import Modality
 from datamodules.indexing.scan import Scan, Version
 from datamodules.storage.locations import Shard
 
@@ -27,6 +28,7 @@ class ShardIndex:
         sizes: (samples,) int64, bytes from there to the end of its last member.
         labels: (samples,) int64, the class; -1 where the sample has none.
         shard_tags: (shards,) what tells a remote file from its other versions; nothing where all are local.
+        modality: What every sample has been found to be.
     """
 
     shards: tuple[Shard, ...]
@@ -37,6 +39,7 @@ class ShardIndex:
     sizes: Int64
     labels: Int64
     shard_tags: tuple[str, ...] = ()
+    modality: Modality = "image"
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.problems import DataError
+from configs.schema.section import Modality
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.locations import Shard
 
@@ -20,24 +21,28 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zi
 """What np.load raises for a file that is not whole, or not an archive of arrays."""
 
 
-def index_file(shards: Sequence[Shard], index_dir: str | None) -> Path:
-    """Where the index of these shards is written: in index_dir, else beside them, else in the user's cache."""
-    near = beside(shards)
+def index_file(shards: Sequence[Shard], index_dir: str | None, modality: Modality = "image") -> Path:
+    """Where the index of these shards is written: in index_dir, else beside them, else in the user's cache.
+
+    Each modality has an index of its own: samples with pictures and texts can be either.
+    """
+    near = beside(shards, modality)
     if index_dir is None and near is not None and os.access(near.parent, os.W_OK):
         return near
     folder = Path(index_dir).expanduser() if index_dir is not None else Path.home() / ".cache" / "effnet" / "indexes"
     place = [str(shards[0].parent.resolve())] if isinstance(shards[0], Path) else []
-    return folder / _file_name([*place, *_names(shards)])
+    return folder / _file_name([*place, *_names(shards)], modality)
 
 
-def beside(shards: Sequence[Shard]) -> Path | None:
+def beside(shards: Sequence[Shard], modality: Modality = "image") -> Path | None:
     """Where the index is that was written beside local shards."""
-    return shards[0].parent / _file_name(_names(shards)) if isinstance(shards[0], Path) else None
+    return shards[0].parent / _file_name(_names(shards), modality) if isinstance(shards[0], Path) else None
 
 
-def _file_name(parts: Sequence[str]) -> str:
+def _file_name(parts: Sequence[str], modality: Modality) -> str:
     text = "\n".join(parts).encode("utf-8", "surrogateescape")
-    return f".effnet-index-{hashlib.sha256(text).hexdigest()[:12]}.npz"
+    kind = "" if modality == "image" else f"-{modality}"
+    return f".effnet-index{kind}-{hashlib.sha256(text).hexdigest()[:12]}.npz"
 
 
 def _names(shards: Sequence[Shard]) -> list[str]:
@@ -84,7 +89,7 @@ def not_written(file: Path, error: OSError) -> DataError:
     return DataError(f"the index cannot be written to {file} ({error.strerror}): set data.index_dir")
 
 
-def load_index(shards: Sequence[Shard], file: Path) -> ShardIndex | None:
+def load_index(shards: Sequence[Shard], file: Path, modality: Modality = "image") -> ShardIndex | None:
     """The saved index of these shards, or None where there is none that can be read."""
     columns = ("shard_bytes", "shard_mtime_ns", "shard_samples", "offsets", "sizes", "labels")
     try:
@@ -93,7 +98,7 @@ def load_index(shards: Sequence[Shard], file: Path) -> ShardIndex | None:
                 return None
             tags = tuple(map(str, arrays["shard_tags"].tolist())) if "shard_tags" in arrays.files else ()
             found = {name: arrays[name].astype(np.int64) for name in columns}
-            index = ShardIndex(tuple(shards), **found, shard_tags=tags)
+            index = ShardIndex(tuple(shards), **found, shard_tags=tags, modality=modality)
     except _DAMAGED:
         return None
     per_shard = {array.shape for array in (index.shard_bytes, index.shard_mtime_ns, index.shard_samples)}

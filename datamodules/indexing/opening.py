@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from configs.schema.section import Modality
 from datamodules.indexing.building import build_index, versions_of
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.index_files import beside, index_file, load_index, not_written, save_index
@@ -24,6 +25,7 @@ def open_index(
     rescan: bool = False,
     vouched: bool = False,
     progress: Callable[[int], None] | None = None,
+    modality: Modality = "image",
 ) -> ShardIndex:
     """The index of these shards: read where it is up to date, else made and saved.
 
@@ -37,22 +39,25 @@ def open_index(
         rescan: Scan all shards, whatever an earlier index says.
         vouched: The saved index has just been found up to date, on this node: servers are not asked again.
         progress: Called with the number of shards done, as they are.
+        modality: What each sample has to be.
 
     Raises:
         DataError: If a shard cannot be read.
         UnreachableError: If a server does not answer.
     """
-    file = index_file(shards, index_dir)
-    near = beside(shards)
+    file = index_file(shards, index_dir, modality)
+    near = beside(shards, modality)
     places = list(dict.fromkeys([near, file])) if index_dir is None and near is not None else [file]
-    found, _ = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched)
+    found, _ = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched, modality=modality)
     if found is not None:
         return found
     with ExitStack() as stack:
         journal = _begin(stack, file, shards)
-        found, outdated = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched)
+        found, outdated = (None, None) if rescan else _saved(shards, places, cache, vouched=vouched, modality=modality)
         if found is None:
-            found = build_index(shards, reuse=outdated, cache=cache, journal=journal, progress=progress)
+            found = build_index(
+                shards, reuse=outdated, cache=cache, journal=journal, progress=progress, modality=modality
+            )
             save_index(found, file)
         if journal is not None:
             journal.remove()
@@ -75,10 +80,10 @@ def _begin(stack: ExitStack, file: Path, shards: Sequence[Shard]) -> Journal | N
 
 
 def _saved(
-    shards: Sequence[Shard], places: Sequence[Path], cache: ShardCache | None, *, vouched: bool
+    shards: Sequence[Shard], places: Sequence[Path], cache: ShardCache | None, *, vouched: bool, modality: Modality
 ) -> tuple[ShardIndex | None, ShardIndex | None]:
     """The saved index that is up to date, or else the last one that is not."""
-    saved = [index for index in (load_index(shards, place) for place in places) if index is not None]
+    saved = [index for index in (load_index(shards, place, modality) for place in places) if index is not None]
     asked = versions_of(shards, cache) if saved and not vouched else []
     for index in saved:
         versions = versions_of(shards, cache, vouched=index) if vouched else asked

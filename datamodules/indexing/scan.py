@@ -9,12 +9,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from configs.problems import DataError
+from configs.schema.section import Modality
 from datamodules.indexing import tar
 from datamodules.indexing.shard_lists import MAX_LIST_BYTES, parse_dali
 from datamodules.processes import default_workers, in_processes
@@ -23,6 +25,8 @@ from datamodules.storage.locations import Shard, Url
 from datamodules.storage.stats import Stat
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": IMAGE_EXTENSIONS, "text": ("txt",)}
+"""Of each modality, under which a sample may be: the first of them that it has."""
 LASTING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What running again does not help. Other errors of a file system (a mount that is gone for a moment) may pass."""
 _METADATA = re.compile(r"__[^/]*__($|/)")
@@ -68,7 +72,11 @@ class Scan(NamedTuple):
 
 
 def scan_shards(
-    shards: Sequence[Shard], *, versions: Mapping[Shard, Version | None], cache: ShardCache | None
+    shards: Sequence[Shard],
+    *,
+    versions: Mapping[Shard, Version | None],
+    cache: ShardCache | None,
+    modality: Modality = "image",
 ) -> Iterator[tuple[Shard, Scan]]:
     """Scan shards, several at once, and give each as it is done.
 
@@ -80,31 +88,32 @@ def scan_shards(
     """
     local = [shard for shard in shards if isinstance(shard, Path)]
     left = dict.fromkeys(local)
+    scan_local = partial(_scan_local, modality=modality)
     try:
-        for path, scan in in_processes(_scan_local, local, workers=default_workers() if len(local) >= _MANY else 1):
+        for path, scan in in_processes(scan_local, local, workers=default_workers() if len(local) >= _MANY else 1):
             del left[path]
             yield path, scan
     except ChildProcessError:  # no process could be started, as from a script that is not one to be imported
-        yield from map(_scan_local, left)
+        yield from map(scan_local, left)
     pool = ThreadPoolExecutor(max_workers=_DOWNLOADS)
     try:
         remote = [shard for shard in shards if isinstance(shard, Url)]
-        for done in as_completed([pool.submit(_scan_remote, url, versions[url], cache) for url in remote]):
+        for done in as_completed([pool.submit(_scan_remote, url, versions[url], cache, modality) for url in remote]):
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _scan_local(path: Path) -> tuple[Path, Scan]:
-    return path, scan_shard(path)
+def _scan_local(path: Path, *, modality: Modality) -> tuple[Path, Scan]:
+    return path, scan_shard(path, modality=modality)
 
 
-def _scan_remote(url: Url, version: Version | None, cache: ShardCache | None) -> tuple[Url, Scan]:
+def _scan_remote(url: Url, version: Version | None, cache: ShardCache | None, modality: Modality) -> tuple[Url, Scan]:
     assert version is not None
     assert cache is not None
     descriptor = cache.open(url, Stat(version.size, version.tag))
     with open(descriptor, "rb") as file:
-        return url, _scan(file, version, source=str(url), dali=None)
+        return url, _scan(file, version, modality=modality, source=str(url), dali=None)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -145,26 +154,26 @@ def read_members(data: BinaryIO, *, length: int, source: str, whole: bool = True
         yield key, group
 
 
-def scan_shard(path: Path) -> Scan:
+def scan_shard(path: Path, *, modality: Modality = "image") -> Scan:
     """Read the headers of one shard, and its labels.
 
     Raises:
-        DataError: If it is missing, truncated, or a sample of it has no image or no readable label.
+        DataError: If it is missing, truncated, or a sample of it has nothing of the modality or no readable label.
     """
     try:
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
             version = Version(stat.st_size, stat.st_mtime_ns, "")
-            return _scan(file, version, source=str(path), dali=_dali_text(path, stat))
+            return _scan(file, version, modality=modality, source=str(path), dali=_dali_text(path, stat))
     except LASTING_ERRORS as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _scan(file: BinaryIO, version: Version, *, source: str, dali: str | None) -> Scan:
+def _scan(file: BinaryIO, version: Version, *, modality: Modality, source: str, dali: str | None) -> Scan:
     scan = Scan(version, [], [], [])
     groups = _groups_by_dali(file, dali, length=version.size) if dali is not None else None
     for key, group in groups or read_members(file, length=version.size, source=source):
-        if not _is_sample(key, [extension for extension, _ in group], source):
+        if not _is_sample(key, [extension for extension, _ in group], EXTENSIONS[modality], source):
             continue
         start = group[0][1].offset
         size = group[-1][1].end - start
@@ -178,14 +187,14 @@ def _scan(file: BinaryIO, version: Version, *, source: str, dali: str | None) ->
     return scan
 
 
-def _is_sample(key: str, extensions: list[str], source: str) -> bool:
+def _is_sample(key: str, extensions: list[str], wanted: Sequence[str], source: str) -> bool:
     if len(set(extensions)) < len(extensions):
         raise DataError(f"{source}: sample {key} has {extensions} twice over")
-    if any(extension in IMAGE_EXTENSIONS for extension in extensions):
+    if any(extension in wanted for extension in extensions):
         return True
     if _METADATA.match(PurePosixPath(key).name):
         return False
-    raise DataError(f"{source}: sample {key} has {extensions}, none of {', '.join(IMAGE_EXTENSIONS)}")
+    raise DataError(f"{source}: sample {key} has {extensions}, none of {', '.join(wanted)}")
 
 
 def _dali_text(path: Path, stat: os.stat_result) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs.problems import DataError
 from configs.schema import Data
+from configs.schema.section import Modality
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import FoundShards
@@ -26,6 +27,7 @@ def open_split(
     rescan: bool = False,
     vouched: bool = False,
     progress: Callable[[int], None] | None = None,
+    modality: Modality = "image",
 ) -> ShardIndex:
     """The index of a split, if it has what lists of its shards say. The arguments are those of ``open_index``.
 
@@ -34,7 +36,13 @@ def open_split(
         UnreachableError: If a server does not answer.
     """
     index = open_index(
-        found.shards, index_dir=index_dir, cache=cache, rescan=rescan, vouched=vouched, progress=progress
+        found.shards,
+        index_dir=index_dir,
+        cache=cache,
+        rescan=rescan,
+        vouched=vouched,
+        progress=progress,
+        modality=modality,
     )
     for shard, samples in zip(index.shards, index.shard_samples.tolist(), strict=True):
         wanted = found.expected.get(shard)

@@ -13,12 +13,14 @@ from rich.table import Table
 from configs.problems import DataError
 from configs.run import EXIT_DO_NOT_RETRY, write_atomically
 from configs.schema import Data
+from configs.schema.section import Modality
 from datamodules.bars import progress_on
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.splits import shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.contact_sheet import IMAGES, contact_sheet
+from datamodules.inspecting.kinds import KINDS
 from datamodules.inspecting.shards import class_names, split_name
 from datamodules.inspecting.survey import QUANTILE_NAMES, Survey, histogram, quantiles, random_samples, survey
 from datamodules.inspecting.verify import verify as verify_shards
@@ -30,6 +32,7 @@ Shards = Annotated[str, typer.Argument(help="Path, URL, glob, brace pattern, fol
 CacheDir = Annotated[str, typer.Option(help="Folder where remote shards are kept.")]
 CacheBytes = Annotated[int, typer.Option(min=1, help="Most bytes of remote shards kept there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress: results and errors alone.")]
+OfModality = Annotated[Modality, typer.Option(help="What samples are; data.modality has more.")]
 CACHE_DIR: str = Data.model_fields["cache_dir"].default
 CACHE_BYTES: int = Data.model_fields["cache_bytes"].default
 BAR_CHARACTERS = 40
@@ -43,11 +46,12 @@ def verify(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the findings, as JSON.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    modality: OfModality = "image",
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
     quiet: Quiet = False,
 ) -> None:
-    """Decode every image, and report each bad sample with shard, key and reason. Exit code 93 if there is one."""
+    """Decode every sample, and report each bad sample with shard, key and reason. Exit code 93 if there is one."""
     console = Console(stderr=True)
     cache = command_cache(shards, cache_dir, cache_bytes)
     found = find_shards(shards, cache.remote)
@@ -58,6 +62,7 @@ def verify(
         cache=cache,
         workers=workers or default_workers(),
         bar=progress_on(console, quiet=quiet),
+        modality=modality,
     )
     for each in bad:
         typer.echo(f"{each.shard}: {each.key if each.key is not None else '(shard)'}: {each.reason}")
@@ -76,6 +81,7 @@ def info(
         Path | None, typer.Option("--contact-sheet", help=f"PNG file for {IMAGES} random images with their labels.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice of images.")] = 0,
+    modality: OfModality = "image",
     index_dir: Annotated[str | None, typer.Option(help="Folder for the index; beside the shards if left out.")] = None,
     cache_dir: CacheDir = CACHE_DIR,
     cache_bytes: CacheBytes = CACHE_BYTES,
@@ -91,7 +97,7 @@ def info(
     indexes = {}
     for split, members in groups.items():
         with progress_on(errors, quiet=quiet)("indexing shards", len(members)) as advance:
-            indexes[split] = open_index(members, index_dir=index_dir, cache=cache, progress=advance)
+            indexes[split] = open_index(members, index_dir=index_dir, cache=cache, progress=advance, modality=modality)
         classes = class_names(members[0], cache)
         num_classes = len(classes) if classes else None
         _print(out, split, survey(indexes[split], seed=seed, num_classes=num_classes, cache=cache), classes)
@@ -112,7 +118,7 @@ def _draw(file: Path, split: str, index: ShardIndex, seed: int, cache: ShardCach
     samples = list(random_samples(index, IMAGES, seed=seed, cache=cache))
     classes = class_names(index.shards[0], cache)
     count = len(classes) if classes is not None else len(np.unique(index.labels))
-    shown = f"{len(samples)} of {len(index):,} images at random, seed {seed} · {count:,} classes"
+    shown = f"{len(samples)} of {len(index):,} {index.modality}s at random, seed {seed} · {count:,} classes"
     contents = contact_sheet(samples, classes, title=split, subtitle=f"{shown} · {len(index.shards):,} shards")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(contents)
@@ -133,10 +139,10 @@ def _print(out: Console, split: str, found: Survey, classes: list[str] | None) -
         "samples of a shard": found.shard_samples,
         "bytes of a shard": found.shard_bytes,
         "samples of a class": found.class_samples,
-        f"width, pixels ({len(found.widths):,} images)": found.widths,
-        "height, pixels": found.heights,
-        "bytes of an image": found.image_bytes,
     }
+    for number, (name, values) in enumerate(found.figures.items()):
+        rows[name if number else f"{name} ({len(values):,} {found.modality}s)"] = values
+    rows[f"bytes of {KINDS[found.modality].name}"] = found.sample_bytes
     for label, values in rows.items():
         table.add_row(label, *(f"{value:,}" for value in quantiles(values)))
     out.print(table)

@@ -15,8 +15,9 @@ from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS, UNREADABLE
-from datamodules.images.encode import fault
+from configs.schema.section import Modality
+from datamodules.images.decoding import BadSampleError
+from datamodules.inspecting.kinds import KINDS
 from datamodules.inspecting.survey import Sample
 
 IMAGES = 48
@@ -86,7 +87,7 @@ def draw_cells(cells: Sequence[Cell], *, title: str, subtitle: str) -> bytes:
 
 def _labelled(sample: Sample, classes: Sequence[str] | None) -> Cell:
     name, wordnet_id = name_and_id(sample.label, classes)
-    found = cell(sample.key, sample.contents, name, "")
+    found = cell(sample.key, sample.contents, name, "", modality=sample.modality)
     if wordnet_id is not None:
         return found._replace(note=f"{sample.label} · {wordnet_id}")
     known = classes is not None and 0 <= sample.label < len(classes)
@@ -102,20 +103,17 @@ def name_and_id(label: int, classes: Sequence[str] | None) -> tuple[str, str | N
     return (words, name) if words else (name, None)
 
 
-def cell(key: str, contents: bytes, name: str, note: str) -> Cell:
-    """An image upright, and what is said of it; without a note, its size.
+def cell(key: str, contents: bytes, name: str, note: str, *, modality: Modality = "image") -> Cell:
+    """An image upright, or a picture of what is in its place, and what is said of it; without a note, its size.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
-        image = PilImage.open(io.BytesIO(contents), formats=FORMATS)
-        size = f"{image.width}\N{MULTIPLICATION SIGN}{image.height}"
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    except UNREADABLE as error:
-        reason = fault(contents, error)
-        raise DataError(f"sample {key}: {reason}: effnet shards verify finds all") from None
-    return Cell(upright, name, note or size)
+        picture, size = KINDS[modality].picture(contents)
+    except BadSampleError as error:
+        raise DataError(f"sample {key}: {error}: effnet shards verify finds all") from None
+    return Cell(picture, name, note or size)
 
 
 @cache

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PilImage
 
 from configs.problems import DataError
-from datamodules.images.decoding import FORMATS, UNREADABLE
-from datamodules.images.encode import fault
+from configs.schema.section import Modality
+from datamodules.images.decoding import BadSampleError
 from datamodules.indexing.index import ShardIndex
-from datamodules.indexing.scan import IMAGE_EXTENSIONS, read_members
+from datamodules.indexing.scan import EXTENSIONS, read_members
+from datamodules.inspecting.kinds import KINDS
 from datamodules.inspecting.shards import open_shard
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.stats import Stat
@@ -22,8 +22,8 @@ from datamodules.streaming.order import permutation
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 QUANTILE_NAMES = ("min", "5 %", "median", "95 %", "max")
-SAMPLED_IMAGES = 1000
-"""Whose headers are read for the sizes."""
+SAMPLED = 1000
+"""That are looked at for the sizes."""
 HISTOGRAM_BINS = 8
 Int64 = NDArray[np.int64]
 
@@ -34,6 +34,7 @@ class Sample(NamedTuple):
     key: str
     label: int
     contents: bytes
+    modality: Modality = "image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +46,24 @@ class Survey:
         shard_samples: (shards,) int64.
         shard_bytes: (shards,) int64.
         class_samples: (classes,) int64, by label.
-        widths: (sampled,) int64, pixels.
-        heights: (sampled,) int64, pixels.
-        image_bytes: (sampled,) int64.
-        kinds: How many of the sampled are of each format and mode, such as ``JPEG RGB``.
+        figures: By name, (sampled,) int64 each: of images their width and height in pixels.
+        sample_bytes: (sampled,) int64, of the image or what is in its place.
+        kinds: How many of the sampled are of each format, such as ``JPEG RGB``.
+        modality: What the samples are.
     """
 
     samples: int
     shard_samples: Int64
     shard_bytes: Int64
     class_samples: Int64
-    widths: Int64
-    heights: Int64
-    image_bytes: Int64
+    figures: dict[str, Int64]
+    sample_bytes: Int64
     kinds: dict[str, int]
+    modality: Modality
 
 
 def survey(index: ShardIndex, *, seed: int, num_classes: int | None, cache: ShardCache | None = None) -> Survey:
-    """Count what the index says, and read the headers of a random thousand of images.
+    """Count what the index says, and look at a random thousand of samples: of images, at their headers.
 
     Args:
         index: Of one split.
@@ -71,20 +72,21 @@ def survey(index: ShardIndex, *, seed: int, num_classes: int | None, cache: Shar
         cache: Through which remote shards are read; needed where there is one.
 
     Raises:
-        DataError: If one of these images cannot be read.
+        DataError: If one of these cannot be read.
         UnreachableError: If a server does not answer.
     """
-    images = [(sample, _open(sample)) for sample in random_samples(index, SAMPLED_IMAGES, seed=seed, cache=cache)]
+    samples = list(random_samples(index, SAMPLED, seed=seed, cache=cache))
+    described = [_describe(sample) for sample in samples]
     labels = index.labels[index.labels >= 0]
     return Survey(
         samples=len(index),
         shard_samples=index.shard_samples,
         shard_bytes=index.shard_bytes,
         class_samples=np.bincount(labels, minlength=num_classes or 0).astype(np.int64),
-        widths=np.array([image.width for _, image in images]),
-        heights=np.array([image.height for _, image in images]),
-        image_bytes=np.array([len(sample.contents) for sample, _ in images]),
-        kinds=dict(Counter(f"{image.format} {image.mode}" for _, image in images).most_common()),
+        figures={name: np.array([figures[name] for _, figures in described]) for name in described[0][1]},
+        sample_bytes=np.array([len(sample.contents) for sample in samples]),
+        kinds=dict(Counter(kind for kind, _ in described).most_common()),
+        modality=index.modality,
     )
 
 
@@ -108,17 +110,17 @@ def _read(index: ShardIndex, number: int, cache: ShardCache | None) -> Sample:
         data = file.read(size)
     for key, members in read_members(io.BytesIO(data), length=len(data), source=str(path), whole=False):
         for extension, member in members:
-            if extension in IMAGE_EXTENSIONS:
-                return Sample(key, label, data[member.data_offset : member.data_offset + member.size])
-    raise DataError(f"{path}: no image at byte {offset}: the shard has changed since it was indexed")
+            if extension in EXTENSIONS[index.modality]:
+                contents = data[member.data_offset : member.data_offset + member.size]
+                return Sample(key, label, contents, index.modality)
+    raise DataError(f"{path}: no {index.modality} at byte {offset}: the shard has changed since it was indexed")
 
 
-def _open(sample: Sample) -> PilImage.Image:
+def _describe(sample: Sample) -> tuple[str, dict[str, int]]:
     try:
-        return PilImage.open(io.BytesIO(sample.contents), formats=FORMATS)
-    except UNREADABLE as error:
-        reason = fault(sample.contents, error)
-        raise DataError(f"sample {sample.key}: {reason}: effnet shards verify finds all") from None
+        return KINDS[sample.modality].describe(sample.contents)
+    except BadSampleError as error:
+        raise DataError(f"sample {sample.key}: {error}: effnet shards verify finds all") from None
 
 
 def quantiles(values: Int64) -> list[int]:

@@ -1,8 +1,7 @@
-"""Checking shards as training would find them: every archive whole, every image decoded, every label in range."""
+"""Checking shards as training would find them: every archive whole, every sample decoded, every label in range."""
 
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.problems import DataError, UnreachableError
+from configs.schema.section import Modality
 from datamodules.bars import Bar, no_bar
-from datamodules.images.decoding import UNREADABLE, BadSampleError, open_image
-from datamodules.images.encode import fault
-from datamodules.indexing.scan import IMAGE_EXTENSIONS, Group, read_label, read_members
-from datamodules.indexing.tar import Member
+from datamodules.images.decoding import BadSampleError
+from datamodules.indexing.scan import EXTENSIONS, Group, read_label, read_members
+from datamodules.inspecting.kinds import KINDS
 from datamodules.inspecting.shards import class_names, folder_of, open_shard, split_name
 from datamodules.processes import in_processes
 from datamodules.storage.cache import CacheFullError, ShardCache
@@ -40,6 +39,7 @@ class _Task:
     shard: Shard
     num_classes: int | None
     cache: ShardCache | None
+    modality: Modality
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def verify(
     cache: ShardCache | None = None,
     workers: int = 1,
     bar: Bar = no_bar,
+    modality: Modality = "image",
 ) -> tuple[int, list[Bad]]:
     """Read every shard from end to end.
 
@@ -68,6 +69,7 @@ def verify(
         cache: Through which remote shards are read; needed where there is one.
         workers: Processes, each at one shard.
         bar: Progress in shards.
+        modality: What samples should be.
 
     Returns:
         The number of samples looked at, and all that is bad, in the order of the shards.
@@ -82,7 +84,7 @@ def verify(
     for number, shard in enumerate(shards):
         names = named.get(folder_of(shard))
         count = num_classes if num_classes is not None else len(names) if names is not None else None
-        tasks.append(_Task(number, shard, count, cache))
+        tasks.append(_Task(number, shard, count, cache, modality))
     results = []
     checking = in_processes(_check, tasks, workers=min(workers, len(tasks)))
     with bar("verifying shards", len(shards)) as advance, closing(checking) as done:
@@ -107,7 +109,7 @@ def _check(task: _Task) -> _Found:
             length = os.fstat(file.fileno()).st_size
             for key, members in read_members(file, length=length, source=source):
                 keys.append(key.encode("utf-8", "surrogateescape"))
-                bad += [Bad(shard, key, reason) for reason in _faults(file, members, task.num_classes)]
+                bad += [Bad(shard, key, reason) for reason in _faults(file, members, task.num_classes, task.modality)]
         if not keys:
             bad.append(Bad(shard, None, "no sample in it"))
     except CacheFullError:
@@ -122,7 +124,7 @@ def _check(task: _Task) -> _Found:
     return _Found(task.number, b"\0".join(keys), np.frombuffer(digests, dtype=np.uint64), bad)
 
 
-def _faults(file: BinaryIO, members: Group, num_classes: int | None) -> list[str]:
+def _faults(file: BinaryIO, members: Group, num_classes: int | None, modality: Modality) -> list[str]:
     faults = []
     extensions = [extension for extension, _ in members]
     if len(set(extensions)) < len(extensions):
@@ -135,25 +137,16 @@ def _faults(file: BinaryIO, members: Group, num_classes: int | None) -> list[str
             faults.append(f"label {label}, but there are {num_classes} classes")
     except DataError as error:
         faults.append(str(error).removeprefix("label: "))
-    images = [each for each in members if each[0] in IMAGE_EXTENSIONS]
-    if not images:
-        faults.append(f"has {', '.join(extensions)}, none of {', '.join(IMAGE_EXTENSIONS)}")
-    for extension, member in images:
-        wrong = _image_fault(file, member)
-        faults += [f"{extension}: {wrong}"] if wrong is not None else []
+    wanted = [each for each in members if each[0] in EXTENSIONS[modality]]
+    if not wanted:
+        faults.append(f"has {', '.join(extensions)}, none of {', '.join(EXTENSIONS[modality])}")
+    for extension, member in wanted:
+        file.seek(member.data_offset)
+        try:
+            KINDS[modality].check(file.read(member.size))
+        except BadSampleError as error:
+            faults.append(f"{extension}: {error}")
     return faults
-
-
-def _image_fault(file: BinaryIO, member: Member) -> str | None:
-    file.seek(member.data_offset)
-    contents = file.read(member.size)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            open_image(contents, "RGB").pixels()
-    except BadSampleError as error:
-        return fault(contents, error.__cause__) if isinstance(error.__cause__, UNREADABLE) else str(error)
-    return None
 
 
 def _repeated(shards: Sequence[Shard], results: Sequence[_Found]) -> list[Bad]:

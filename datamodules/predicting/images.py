@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.images.decoding import PIL_MODES, open_image
-from datamodules.indexing.scan import IMAGE_EXTENSIONS
+from configs.schema.section import Modality
+from datamodules.indexing.scan import EXTENSIONS
 from datamodules.indexing.splits import shard_cache
 from datamodules.predicting.inputs import Inputs
 from datamodules.streaming.loaders import start_worker
+from datamodules.streaming.signals import SIGNALS
 from datamodules.streaming.source import ShardReader
-from datamodules.streaming.transforms import evaluation_transform
 
 
 class Found(NamedTuple):
@@ -57,9 +57,14 @@ class InputImages(Dataset[Prepared]):
     def __init__(self, inputs: Inputs, data: Data, *, image_size: int, in_chans: int) -> None:
         self.inputs = inputs
         self._data = data
-        self._mode = PIL_MODES[in_chans]
-        self._transform = evaluation_transform(data, image_size)
+        self._in_chans = in_chans
+        self._transform = SIGNALS[data.modality].evaluation(data, image_size)
         self._reader: ShardReader | None = None
+
+    @property
+    def modality(self) -> Modality:
+        """What they are, if not images."""
+        return self._data.modality
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -69,10 +74,18 @@ class InputImages(Dataset[Prepared]):
         label = None
         try:
             name, label, contents = self.read(number)
-            pixels = self._transform(open_image(contents, self._mode))
+            pixels = self.picture(contents)
         except DataError as error:
             return Prepared(number, name, label, None, str(error))
         return Prepared(number, name, label, pixels, None)
+
+    def picture(self, contents: bytes) -> torch.Tensor:
+        """What the network sees of a file, (C, H, W) uint8.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        return self._transform(SIGNALS[self._data.modality].read(contents, self._in_chans))
 
     def read(self, number: int) -> Found:
         """Read one image's file.
@@ -90,7 +103,7 @@ class InputImages(Dataset[Prepared]):
         if self._reader is None:  # opened by the worker that reads: a fork must not share it
             self._reader = ShardReader(index, shard_cache(self._data))
         sample = self._reader.read(number - len(files))
-        extension = next(extension for extension in IMAGE_EXTENSIONS if extension in sample)
+        extension = next(extension for extension in EXTENSIONS[index.modality] if extension in sample)
         label = sample["__label__"] if 0 <= sample["__label__"] < self._data.num_classes else None
         return Found(f"{sample['__url__']}/{sample['__key__']}", label, sample[extension])
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from configs.problems import DataError
 from configs.schema import Data
+from configs.schema.section import Modality
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.storage.locations import is_remote
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+SUFFIXES: dict[Modality, frozenset[str]] = {
+    "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}),
+    "text": frozenset({".txt"}),
+}
 """Of the files in a folder that are taken for images; a file that is named itself may have any."""
 SHARD = ".tar"
 WILDCARDS = "*?["
@@ -53,26 +57,27 @@ def find_inputs(paths: Sequence[str], data: Data, *, listed: Sequence[str] = ())
     files: list[Path] = []
     shards: list[str] = []
     for text in paths:
-        for place in _expanded(text):
+        for place in _expanded(text, SUFFIXES[data.modality]):
             (shards if _is_shard(place) else files).append(place)  # type: ignore[arg-type]
     for text in listed:
         (shards if _is_shard(text) else files).append(text)  # type: ignore[arg-type]
     index = None
     if shards:
         cache = shard_cache(data)
-        index = open_split(find_shards(shards, cache.remote), cache=cache, index_dir=data.index_dir)
+        located = find_shards(shards, cache.remote)
+        index = open_split(located, cache=cache, index_dir=data.index_dir, modality=data.modality)
     found = Inputs(tuple(map(Path, files)), index)
     if not len(found):
         raise DataError("there is nothing to predict: name images, folders, globs or shards")
     return found
 
 
-def _expanded(text: str) -> Iterator[str]:
+def _expanded(text: str, suffixes: frozenset[str]) -> Iterator[str]:
     path = Path(text).expanduser()
     if is_remote(text) or path.is_file():
         yield text if is_remote(text) else str(path)
     elif path.is_dir():
-        found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in SUFFIXES and each.is_file()]
+        found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in suffixes and each.is_file()]
         found += sorted(path.glob(f"*{SHARD}"))
         if not found:
             raise DataError(f"{text}: no image and no shard is in this folder")

@@ -11,9 +11,9 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, make_loader
+from datamodules.streaming.signals import SIGNALS
 from datamodules.streaming.source import PlannedBatch, ShardSource
 from datamodules.streaming.substitution import Substituting
-from datamodules.streaming.transforms import evaluation_transform, training_transform
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ def picked_batches(
         UnreachableError: If a server does not answer.
     """
     cache = shard_cache(data)
-    index = open_split(find_shards(shards, cache.remote), cache=cache, index_dir=data.index_dir)
+    found = find_shards(shards, cache.remote)
+    index = open_split(found, cache=cache, index_dir=data.index_dir, modality=data.modality)
     plan = PickedPlan(spread(len(index), count), data.eval_batch_size)
     source = ShardSource(index, plan, cache=cache, prefetch_shards=data.prefetch_shards)
-    transform = evaluation_transform(data, image_size) if seed is None else training_transform(data, image_size)
-    decode = Decode(transform, in_chans=in_chans, num_classes=data.num_classes, seed=seed)
+    signal = SIGNALS[data.modality]
+    transform = (signal.evaluation if seed is None else signal.training)(data, image_size)
+    decode = Decode(transform, in_chans=in_chans, num_classes=data.num_classes, seed=seed, modality=data.modality)
     loader = make_loader(source, Substituting(decode, source), data, batch_size=data.eval_batch_size, pin_memory=False)
     for item in loader:
         if not isinstance(item, Batch):

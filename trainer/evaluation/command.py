@@ -16,6 +16,7 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.shards import class_names
 from datamodules.streaming.source import ShardReader
+from datamodules.streaming.transforms import shown_share
 from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
 from trainer.evaluation.figures import figures
 from trainer.evaluation.labels import RealLabels, labels_of, read_real_labels
@@ -86,7 +87,7 @@ def validate(request: Request, *, processes: Processes, console: Console, progre
     table = SampleTable()
     callbacks = [table, EvaluationProgress(progress or console)]
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=[])
-    sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (config.data.crop_pct,)
+    sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (shown_share(config.data),)
     outputs: dict[Setting, Outputs] = {}
     for image_size, crop_pct in product(sizes, crops):
         data = config.data.model_copy(update={"eval_image_size": image_size, "crop_pct": crop_pct})
@@ -158,7 +159,8 @@ def _of_evaluation(config: Config, shards: tuple[str, ...], world_size: int) -> 
 def _split(config: Config) -> tuple[ShardIndex, list[str] | None]:
     """The index of the split, and the names of its classes, if ``classes.json`` is beside it."""
     cache = shard_cache(config.data)
-    index = open_split(find_shards(config.data.val_shards, cache.remote), cache=cache, index_dir=config.data.index_dir)
+    found = find_shards(config.data.val_shards, cache.remote)
+    index = open_split(found, cache=cache, index_dir=config.data.index_dir, modality=config.data.modality)
     return index, class_names(index.shards[0], cache)
 
 
@@ -171,6 +173,10 @@ def _problems(
     config: Config,
 ) -> Iterator[Problem]:
     """What of subject, shards and labels does not fit."""
+    if request.crop_pcts and config.data.modality != "image":
+        received = ",".join(f"{crop_pct:g}" for crop_pct in request.crop_pcts)
+        accepted = f"nothing: data.modality = {config.data.modality} shows the whole of its pictures"
+        yield Problem(key="--crop-pct", received=received, accepted=accepted)
     classes, of_subject = subject.num_classes, f"the classes of {subject.name}: {subject.num_classes}"
     lowest, highest = int(index.labels.min()), int(index.labels.max())
     shards = f"{index.shards[0]}" + (f" and {len(index.shards) - 1} more" if len(index.shards) > 1 else "")

@@ -10,7 +10,7 @@ import yaml
 from configs.run import RunDirectory, read_json
 from configs.schema import Config
 from trainer.exporting.quantising import Measured
-from trainer.exporting.timm_layout import preprocessing
+from trainer.exporting.timm_layout import drawing, preprocessing
 from trainer.exporting.weights import Weights
 
 CURVES = "curves.png"
@@ -145,6 +145,13 @@ def _shown(shards: str | Sequence[str]) -> str:
 def _prepared(config: Config) -> str:
     about = preprocessing(config)
     channels, height, width = about["input_size"]
+    if drawn := drawing(config):
+        modality = drawn["modality"]
+        settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in drawn[modality].items())
+        return (
+            f"{modality} drawn by effnet in {height}x{width} ({settings}), scaled to 0..1, less mean {about['mean']}, "
+            f"over standard deviation {about['std']}. `config.json` has the same."
+        )
     return (
         f"resized so that a crop of {height}x{width} out of the middle is {about['crop_pct']:g} of the short side "
         f"({about['interpolation']}), {channels} channels scaled to 0..1, less mean {about['mean']}, over standard "

@@ -5,21 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from datamodules.streaming.transforms import channel_statistics
+from datamodules.streaming.transforms import channel_statistics, shown_share
 from trainer.network import image_size, stage_strings
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
-    """How evaluation prepares an image, in timm's words: resize, centre crop, scale to 0..1, normalise."""
+    """How evaluation prepares an image, in timm's words: resize, centre crop, scale to 0..1, normalise.
+
+    Of another modality the image is the picture that is drawn, in the size that the network takes.
+    """
     mean, std = channel_statistics(config.data, config.model.in_chans)
     size = config.data.eval_image_size or image_size(config)
     return {
         "input_size": [config.model.in_chans, size, size],
         "interpolation": "bicubic" if config.data.interpolation == "random" else config.data.interpolation,
-        "crop_pct": config.data.crop_pct,
+        "crop_pct": shown_share(config.data),
         "mean": list(mean),
         "std": list(std),
     }
+
+
+def drawing(config: Config) -> dict[str, Any]:
+    """Of another modality than images, which it is, and the settings by which pictures are drawn; nothing of images."""
+    modality = config.data.modality
+    if modality == "image":
+        return {}
+    return {"modality": modality, modality: getattr(config.data, modality).model_dump(mode="json")}
 
 
 def description(

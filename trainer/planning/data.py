@@ -18,6 +18,10 @@ DIGITS: Final = (1_438, 359)
 """As `datamodules.digits` splits them."""
 DIGIT_BYTES: Final = 2_048
 """A PNG and its label: two headers and two blocks of a tar file."""
+PYTHON_TEXTS: Final = (2_312, 480)
+"""As `datamodules.python_texts` splits those of Python 3.11; other versions have a few more or less."""
+TEXT_BYTES: Final = 2_560
+"""A passage and its label: two headers and three blocks of a tar file."""
 ATTEMPTS, TIMEOUT_S = 1, 10.0
 """Of a server that is asked for a list of shards: a plan does not wait."""
 
@@ -51,7 +55,7 @@ def find_samples(data: Data, given: int | None) -> Samples:
     Raises:
         ConfigError: If nothing says how many there are.
     """
-    training, validation = _split(data.train_shards, data.index_dir), _split(data.val_shards, data.index_dir)
+    training, validation = _split(data, data.train_shards), _split(data, data.val_shards)
     size = training[1] if training is not None and training[1] else None
     if given is not None:
         counted = validation[0] if validation is not None else 0
@@ -62,6 +66,10 @@ def find_samples(data: Data, given: int | None) -> Samples:
         return Samples(training=training[0], validation=counted, bytes_each=size or PHOTOGRAPH_BYTES, source=source)
     if data.prepare == "digits":
         return Samples(training=DIGITS[0], validation=DIGITS[1], bytes_each=DIGIT_BYTES, source="scikit-learn's digits")
+    if data.prepare == "python-texts":
+        training_texts, validation_texts = PYTHON_TEXTS
+        source = "the texts of Python 3.11"
+        return Samples(training=training_texts, validation=validation_texts, bytes_each=TEXT_BYTES, source=source)
     if data.num_classes == 1000 and "imagenet" in str(data.train_shards).lower():
         source = "ImageNet-1k, by the name of data.train_shards"
         return Samples(training=IMAGENET[0], validation=IMAGENET[1], bytes_each=PHOTOGRAPH_BYTES, source=source)
@@ -69,15 +77,17 @@ def find_samples(data: Data, given: int | None) -> Samples:
     raise ConfigError([Problem(key="--samples", received="nothing", accepted=accepted)])
 
 
-def _split(shards: str | Sequence[str], index_dir: str | None) -> tuple[int, float] | None:
+def _split(data: Data, shards: str | Sequence[str]) -> tuple[int, float] | None:
     """Samples and their mean size, which is 0 where a list says how many alone; None where nothing is found."""
     try:
         found = find_shards(shards, Remote(attempts=ATTEMPTS, timeout_s=TIMEOUT_S))
     except (DataError, UnreachableError):
         return None
-    places = [beside(found.shards) if index_dir is None else None, index_file(found.shards, index_dir)]
+    index_dir, modality = data.index_dir, data.modality
+    near = beside(found.shards, modality) if index_dir is None else None
+    places = [near, index_file(found.shards, index_dir, modality)]
     for place in filter(None, places):
-        index = load_index(found.shards, place)
+        index = load_index(found.shards, place, modality)
         if index is not None and len(index):
             return len(index), float(index.sizes.mean())
     if found.expected.keys() >= set(found.shards):

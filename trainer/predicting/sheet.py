@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.inspecting.contact_sheet import cell, draw_cells, name_and_id
+from PIL import Image
+
+from datamodules.inspecting.contact_sheet import Cell, cell, draw_cells, name_and_id
 from datamodules.predicting.images import InputImages
 from trainer.predicting.answers import Answer
 
@@ -28,5 +30,13 @@ def prediction_sheet(
             note += Path(answer.image).name if answer.label is None else "right"
         else:
             note += f"is {name_and_id(answer.label, classes)[0]}"
-        cells.append(cell(answer.image, images.read(answer.number).contents, name, note))
-    return draw_cells(cells, title=title, subtitle=f"{len(answers)} of {of:,} images")
+        cells.append(_cell(images, answer, name, note))
+    return draw_cells(cells, title=title, subtitle=f"{len(answers)} of {of:,} {images.modality}s")
+
+
+def _cell(images: InputImages, answer: Answer, name: str, note: str) -> Cell:
+    """An image as it is; what is in its place, as the network sees it."""
+    contents = images.read(answer.number).contents
+    if images.modality == "image":
+        return cell(answer.image, contents, name, note)
+    return Cell(Image.fromarray(images.picture(contents)[0].numpy()).convert("RGB"), name, note)

@@ -8,6 +8,7 @@ from tests.unit.configs.loading import config_of, problems_of
 DEEPSPEED = "trainer.strategy=deepspeed"
 ZERO = (DEEPSPEED, "deepspeed.zero_stage=2", "ema.enabled=false")
 JSD = ("loss.name=jsd", "data.augmentation.aug_splits=3", "data.augmentation.auto_augment=augmix-m3-w3")
+TEXT = ("data.modality=text", "model.in_chans=1")
 CASES = [
     (("data.micro_batch_size=60",), "data.global_batch_size", "a multiple of data.micro_batch_size = 60"),
     (
@@ -78,6 +79,61 @@ CASES = [
                 for name, value in (("rotation", 5), ("auto_augment", "trivial"), ("color_jitter", 0.4))
             ),
         )
+    ),
+    (
+        (*TEXT, "data.decoder=nvjpeg"),
+        "data.decoder",
+        "cpu beside data.modality = text: the GPU decodes JPEGs alone",
+    ),
+    (("data.modality=text",), "model.in_chans", "1 beside data.modality = text, whose pictures are grey"),
+    *(
+        ((*TEXT, f"{key}={value}"), key, f"{accepted}, beside data.modality = text: it is for images")
+        for key, value, accepted in (
+            ("data.augmentation.scale", [0.5, 1], "its default, [0.08, 1.0]"),
+            ("data.augmentation.ratio", [1, 1], "its default, [0.75, 1.3333333333333333]"),
+            ("data.augmentation.hflip", 0.4, "its default, 0.5"),
+            ("data.augmentation.vflip", 0.5, "its default, 0.0"),
+            ("data.augmentation.rotation", 5, "its default, 0.0"),
+            ("data.augmentation.color_jitter", 0.4, "its default, null"),
+            ("data.augmentation.auto_augment", "trivial", "its default, null"),
+            ("data.interpolation", "bilinear", 'its default, "bicubic"'),
+            ("data.crop_pct", 1, "its default, 0.875"),
+        )
+    ),
+    (
+        (*TEXT, "progressive.stages=[{until_epoch: 2, image_size: 128}]"),
+        "progressive.stages[0].image_size",
+        "null beside data.modality = text: it is for images",
+    ),
+    (
+        (*TEXT, "progressive.stages=[{until_epoch: 2, auto_augment: trivial}]"),
+        "progressive.stages[0]",
+        "its default, null, beside data.modality = text: it is for images",
+    ),
+    (("data.text.rows=5",), "data.text.rows", "its default, 14, or data.modality = text"),
+    (("data.text.font=a.ttf",), "data.text.font", "its default, null, or data.modality = text"),
+    (
+        (*TEXT, "data.image_size=64", "data.text.rows=22"),
+        "data.text.rows",
+        "at most 21: 3 of data.image_size = 64 pixels for each",
+    ),
+    (
+        (*TEXT, "data.eval_image_size=32", "data.text.columns=11", "data.text.rows=8"),
+        "data.text.columns",
+        "at most 10: 3 of data.eval_image_size = 32 pixels for each",
+    ),
+    (
+        (*TEXT, "data.text.random_scale=[2, 1]"),
+        "data.text.random_scale",
+        "a lower and an upper bound, in that order",
+    ),
+    *(
+        (
+            (*TEXT, "data.augmentation.enabled=false", f"data.text.{name}={value}"),
+            f"data.text.{name}",
+            f"its default, {default}, beside data.augmentation.enabled = false",
+        )
+        for name, value, default in (("random_shift", 0.5, "0.0"), ("random_scale", [1, 2], "[1.0, 1.0]"))
     ),
     (
         ("model.compound_phi=1", "model.width_multiplier=2"),
@@ -430,6 +486,10 @@ def test_urls_and_patterns_without_secrets_are_accepted() -> None:
         ("loss.name=bce", "loss.bce_target_thresh=0.2", "loss.bce_sum=true", "loss.mixup_alpha=0.2"),
         ("data.mean=[0.5]", "data.std=[0.5]", "model.in_chans=1"),
         ("data.augmentation.scale=[1, 1]",),
+        (*TEXT, "data.augmentation.hflip=0", "data.mean=[0.1]", "data.std=[0.2]"),
+        (*TEXT, "data.augmentation.aug_repeats=2", "loss.mixup_alpha=0.2"),
+        (*TEXT, "data.text.random_shift=1", "data.text.random_scale=[0.5, 2]"),
+        (*TEXT, "data.augmentation.random_erasing_prob=0.2", "data.text.rows=20"),
         ("data.augmentation.color_jitter=0.4",),
         ("data.augmentation.color_jitter=0.3", "data.augmentation.auto_augment=3a"),
         ("data.augmentation.auto_augment=rand-m9-mstd0.5-inc1",),
@@ -452,6 +512,15 @@ def test_urls_and_patterns_without_secrets_are_accepted() -> None:
 )
 def test_a_combination_that_works_is_accepted(overrides: tuple[str, ...]) -> None:
     assert cross_problems(config_of(*overrides)) == []
+
+
+def test_views_of_images_are_refused_beside_text() -> None:
+    problems = problems_of(*TEXT, *JSD)
+    accepted = "its default, null, beside data.modality = text: it is for images"
+    assert {key: problem.accepted for key, problem in problems.items()} == {
+        "data.augmentation.auto_augment": accepted,
+        "data.augmentation.aug_splits": accepted,
+    }
 
 
 def test_width_and_depth_follow_the_paper() -> None:

@@ -179,6 +179,9 @@ def test_a_run_of_other_classes_or_a_folder_that_is_none_is_refused(trained: Run
     ):
         with pytest.raises(ConfigError, match=accepted):
             build_teacher(settings(data__num_classes=5, distillation__teacher=path))
+    text = settings(data__modality="text", data__num_classes=4, model__in_chans=1, distillation__teacher=trained.path)
+    with pytest.raises(ConfigError, match=r"a teacher with data.modality = text; that one has image"):
+        build_teacher(text)
 
 
 def test_weights_of_another_network_are_refused(resnet: str) -> None:

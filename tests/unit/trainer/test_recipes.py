@@ -9,7 +9,9 @@ from configs.load import PACKAGE_DIR, load_config
 from configs.progressive import stage_configs
 from configs.run import RunDirectory
 from configs.schema import Config
+from datamodules.making.shards import write_split
 from tests.conftest import NUM_CLASSES
+from tests.unit.texts import text_samples
 from tests.unit.trainer.runs import checkpoint, rows, train, weights
 from trainer.network import build_network, image_size
 
@@ -22,9 +24,19 @@ def by_stem(path: Path) -> str:
     return path.stem
 
 
-def small(path: Path, shards: Path, runs_dir: Path) -> Config:
+@pytest.fixture(scope="module")
+def toys(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of toy shards, by what their samples are."""
+    texts = tmp_path_factory.mktemp("texts")
+    write_split(text_samples(32), texts, name="toy", split="train", num_shards=4, seed=1)
+    write_split(text_samples(16, first=1000), texts, name="toy", split="validation", num_shards=2, seed=1)
+    return {"image": shards, "text": texts}
+
+
+def small(path: Path, toys: dict[str, Path], runs_dir: Path) -> Config:
     """A recipe on the toy shards, all of it but the sizes of network, images and batches."""
     recipe = load_config([str(path)]).config
+    shards = toys[recipe.data.modality]
     version_2 = "v2" in recipe.model.name
     overrides = [
         f"data.train_shards={shards}/toy-train-*.tar",
@@ -36,7 +48,7 @@ def small(path: Path, shards: Path, runs_dir: Path) -> Config:
         "data.eval_batch_size=16",
         "data.num_workers=0",
         "data.num_lanes=4",
-        "data.image_size=40",
+        f"data.image_size={40 if recipe.data.modality == 'image' else 72}",
         f"data.eval_image_size={48 if recipe.data.eval_image_size else 'null'}",
         f"model.name={'test_efficientnet' if version_2 else 'efficientnet_b0'}",
         f"model.compound_phi={'null' if version_2 else -12}",
@@ -57,8 +69,8 @@ def small(path: Path, shards: Path, runs_dir: Path) -> Config:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=by_stem)
-def test_a_recipe_trains_two_steps(path: Path, shards: Path, tmp_path: Path) -> None:
-    config = small(path, shards, tmp_path)
+def test_a_recipe_trains_two_steps(path: Path, toys: dict[str, Path], tmp_path: Path) -> None:
+    config = small(path, toys, tmp_path)
     run = RunDirectory.of(config)
     run.freeze(config)
 
@@ -75,10 +87,11 @@ def test_a_recipe_trains_two_steps(path: Path, shards: Path, tmp_path: Path) -> 
 def test_timm_builds_the_network_of_a_recipe_at_the_sizes_that_it_sees(path: Path) -> None:
     config = load_config([str(path)], ["model.pretrained=false"]).config
     sides = {image_size(each) for each in stage_configs(config)} | {config.data.eval_image_size or image_size(config)}
+    channels = config.model.in_chans
     with torch.device("meta"):
         network = build_network(config).eval()
 
-        assert {network(torch.empty(2, 3, side, side)).shape for side in sides} == {(2, config.data.num_classes)}
+        assert {network(torch.empty(2, channels, side, side)).shape for side in sides} == {(2, config.data.num_classes)}
     if path.stem.startswith("v2_"):
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         assert millions == pytest.approx(PARAMETERS[path.stem[-1]], rel=1e-3)

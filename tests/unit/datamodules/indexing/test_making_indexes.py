@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs.problems import DataError
+from configs.schema.section import Modality
 from datamodules.indexing import opening
 from datamodules.indexing import scan as scan_module
 from datamodules.indexing.building import build_index
@@ -157,10 +158,10 @@ def test_where_no_process_can_be_started_this_one_scans(folder: Path, monkeypatc
 
 
 def _open_slowly(shards: Sequence[Path], index_dir: str, barrier: object, scans: object) -> None:
-    def slow(path: Path) -> tuple[Path, Scan]:
+    def slow(path: Path, *, modality: Modality) -> tuple[Path, Scan]:
         time.sleep(0.05)
         scans.put(path.name)  # type: ignore[attr-defined]
-        return path, scan_shard(path)
+        return path, scan_shard(path, modality=modality)
 
     scan_module._scan_local = slow
     barrier.wait()  # type: ignore[attr-defined]
@@ -191,11 +192,11 @@ def test_of_several_processes_one_scans_and_the_others_read_its_index(folder: Pa
 def count_scans(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[str]:
     scanned: list[str] = []
 
-    def counted(path: Path) -> tuple[Path, Scan]:
+    def counted(path: Path, *, modality: Modality) -> tuple[Path, Scan]:
         if len(scanned) == stop_after:
             raise KeyboardInterrupt
         scanned.append(path.name)
-        return path, scan_shard(path)
+        return path, scan_shard(path, modality=modality)
 
     monkeypatch.setattr(scan_module, "_scan_local", counted)
     return scanned
@@ -220,10 +221,10 @@ def test_a_scan_that_is_cut_short_goes_on_where_it_was(
 
 
 def _open_and_wait(shards: Sequence[Path], index_dir: str) -> None:
-    def hang(path: Path) -> tuple[Path, Scan]:
+    def hang(path: Path, *, modality: Modality) -> tuple[Path, Scan]:
         if path.name == "3.tar":
             time.sleep(60)
-        return path, scan_shard(path)
+        return path, scan_shard(path, modality=modality)
 
     scan_module._scan_local = hang
     open_index(shards, index_dir=index_dir)

@@ -39,10 +39,10 @@ def test_a_survey_counts_samples_classes_and_sizes(folder: Path) -> None:
     assert found.shard_samples.tolist() == [4, 5]
     assert found.shard_bytes.tolist() == [path.stat().st_size for path in sorted(folder.glob("toy-train-*.tar"))]
     assert found.class_samples.tolist() == [6, 2, 0, 1, 0]
-    assert sorted(found.widths) == [20, *range(40, 48)]
-    assert sorted(set(found.heights.tolist())) == [20, 30]
+    assert sorted(found.figures["width, pixels"]) == [20, *range(40, 48)]
+    assert sorted(set(found.figures["height, pixels"].tolist())) == [20, 30]
     assert found.kinds == {"JPEG RGB": 8, "PNG RGB": 1}
-    assert sorted(found.image_bytes) == sorted(
+    assert sorted(found.sample_bytes) == sorted(
         [len(picture(8, size=20)), *(len(jpeg(i, (40 + i, 30))) for i in range(8))]
     )
 

@@ -26,9 +26,9 @@ from torchvision.transforms import (
 from configs.problems import DataError
 from configs.schema import Augmentation, Data
 from datamodules.images.decoding import BadSampleError, open_image
-from datamodules.streaming.decode import Decode
+from datamodules.streaming.decode import Decode, Transform
 from datamodules.streaming.randomness import AUGMENTATION, seed_everything
-from datamodules.streaming.transforms import Transform, channel_statistics, evaluation_transform, training_transform
+from datamodules.streaming.transforms import channel_statistics, evaluation_transform, training_transform
 from tests.conftest import picture
 from tests.unit.datamodules.encoded import encoded, noise, photograph
 

@@ -9,7 +9,7 @@ from datamodules.indexing.index_files import beside
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import expand
 from tests.unit.trainer.settings import settings
-from trainer.planning.data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, find_samples
+from trainer.planning.data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, PYTHON_TEXTS, find_samples
 
 
 def test_the_index_says_how_many_there_are_and_how_large(shards: Path) -> None:
@@ -59,6 +59,8 @@ def test_data_sets_that_are_known_need_no_index() -> None:
     found = find_samples(imagenet, None)
     assert (found.training, found.validation) == IMAGENET
     assert (find_samples(digits, None).training, find_samples(digits, None).validation) == DIGITS
+    texts = find_samples(settings(data__prepare="python-texts", data__num_classes=4).data, None)
+    assert (texts.training, texts.validation, texts.source) == (*PYTHON_TEXTS, "the texts of Python 3.11")
 
 
 def test_data_that_nothing_is_known_of_needs_a_number() -> None:

@@ -1,0 +1,1 @@
+"""Text: read, and drawn as a picture."""
