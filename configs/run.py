@@ -51,16 +51,16 @@ def with_absolute_resume(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"resume": config.resume.model_copy(update={"checkpoint": path})})
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new text, never half.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader sees the old or the new content, never half. Text is written as UTF-8.
 
     Raises:
         OSError: With the file's name, also where it is the disk that takes no more.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

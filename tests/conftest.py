@@ -95,6 +95,7 @@ def toy_overrides(shards: Path) -> Callable[..., list[str]]:
             "trainer.log_every_n_steps": 1,
             "trainer.num_threads": 1,
             "tracking.mode": "disabled",
+            "tracking.examples": None,
             "fault.check_every_n_steps": 1,
         }
         settings |= {key.replace("__", "."): value for key, value in changes.items()}

@@ -21,6 +21,7 @@ from trainer.curves import draw_curves
 from trainer.distillation import Distillation, build_teacher
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment
+from trainer.evaluation.final import FinalValidation
 from trainer.loader_rates import LoaderRates
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
@@ -83,6 +84,7 @@ def fit(
         ema_decay=average.decay if average is not None else None,
         parts=(LoaderRates(), NodeMetrics(processes, run_dir=run.path, cache_dir=Path(config.data.cache_dir))),
     )
+    final = FinalValidation(config, run)
     callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
         NonFiniteSteps(config, run, rollbacks, attempt=attempt),
@@ -90,6 +92,7 @@ def fit(
         *([average] if average is not None else []),
         metrics,
         RunFacts(config, run, attempt=attempt),
+        final,
         ProgressDisplay(config, progress or console, metrics),
         *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
         checkpointing,
@@ -118,6 +121,7 @@ def fit(
         ckpt_path = str(start.checkpoint / CHECKPOINT) if start.checkpoint is not None else None
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
         exit_code = 0
+        final.tell(trainer)
     except Interrupted:
         interrupted = True
         for tracker in _wandb(trainer):
@@ -166,6 +170,7 @@ def _first(processes: Processes) -> bool:
 def _report(run: RunDirectory, config: Config, metrics: dict[str, float], console: Console) -> None:
     lines = [f"curves  {run.path / 'curves.png'}", "next"]
     lines += [f"  effnet fit --run {run.path}    # resumes a run that was stopped; this one is done"]
+    lines += [f"  effnet report {run.path}      # a page of it, with its worst and best predictions"]
     lines += [f"  effnet validate {run.path}"]
     if config.tracking.mode == "offline":
         lines += [f"  {sync_command(run)}"]

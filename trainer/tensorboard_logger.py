@@ -1,8 +1,11 @@
 """TensorBoard's files of a run, in ``tensorboard/`` of its directory. They cannot stop it either."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from configs.problems import ConfigError, Problem
@@ -35,6 +38,16 @@ class SafeTensorBoardLogger(TensorBoardLogger):
         if not self.dead:
             try:
                 super().log_metrics(metrics, step)
+            except Exception as error:
+                self._give_up(error)
+
+    def log_picture(self, key: str, file: Path, step: int) -> None:
+        """Show an image, unless TensorBoard has failed before."""
+        if not self.dead:
+            try:
+                with Image.open(file) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                self.experiment.add_image(key, pixels, step, dataformats="HWC")
             except Exception as error:
                 self._give_up(error)
 

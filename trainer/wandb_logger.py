@@ -74,6 +74,12 @@ class SafeWandbLogger(WandbLogger):
 
         self._try(key, lambda: self.experiment.log({key: wandb.Html(page, inject=False), "trainer/global_step": step}))
 
+    def log_picture(self, key: str, file: Path, step: int) -> None:
+        """Show an image."""
+        import wandb
+
+        self._try(key, lambda: self.experiment.log({key: wandb.Image(str(file)), "trainer/global_step": step}))
+
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Set values that hold for the whole run."""
         self._try("summary", lambda: self.experiment.summary.update(dict(values)))

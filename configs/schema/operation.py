@@ -114,3 +114,7 @@ class Tracking(Section):
     told once an attempt that input has stalled; None is never."""
     tensorboard: bool = False
     """Write TensorBoard's files too, to `tensorboard/` in the run directory (`pip install effnet[tensorboard]`)."""
+    examples: Annotated[int, Field(ge=0, le=50)] | None = 12
+    """Worst, and as many best, predictions of the last validation that are kept with their pictures, of each set of
+    weights, beside accuracy by class and confusion matrix, as `effnet validate` writes them. 0 keeps no pictures, None
+    has `effnet fit` write nothing of all this."""

@@ -21,7 +21,7 @@ from datamodules.indexing.index import Int64, ShardIndex
 from datamodules.indexing.scan import LASTING_ERRORS, read_members, split_name
 from datamodules.indexing.tar import members
 from datamodules.storage.cache import ShardCache
-from datamodules.storage.locations import Url
+from datamodules.storage.locations import Shard, Url
 from datamodules.storage.stats import Stat
 from datamodules.storage.traffic import Traffic
 from datamodules.streaming.order import TrainingOrder, evaluation_slice
@@ -154,13 +154,38 @@ class ShardReader:
             DataError: If the shard is gone or holds something else than the index says.
             UnreachableError: If a server does not give it.
         """
-        index, shard = self.index, self.index.shard_of(sample)
-        offset, length = int(index.offsets[sample]), int(index.sizes[sample])
-        head = os.pread(self._file(shard), min(length, _HEAD_BYTES), offset)
+        _, offset, head_bytes = self._head(sample)
+        head = os.pread(self._file(self.index.shard_of(sample)), head_bytes, offset)
+        return self._key_in(head, sample) or str(self.read(sample)["__key__"])
+
+    def key_alone(self, sample: int) -> str | None:
+        """As ``key``, of a remote shard without fetching all of it; None where its name is too long for that.
+
+        Raises:
+            DataError: If the shard is gone or holds something else than the index says.
+            UnreachableError: If a server does not give it.
+        """
+        shard, offset, head_bytes = self._head(sample)
+        if not isinstance(shard, Url):
+            return self.key(sample)
+        assert self.cache is not None
+        head = self.cache.remote.read_part(shard, start=offset, end=offset + head_bytes)
+        return self._key_in(head, sample)
+
+    def _head(self, sample: int) -> tuple[Shard, int, int]:
+        """A sample's shard, its first byte there, and how many of its bytes have the first header."""
+        index = self.index
+        shard, length = index.shards[index.shard_of(sample)], int(index.sizes[sample])
+        return shard, int(index.offsets[sample]), min(length, _HEAD_BYTES)
+
+    def _key_in(self, head: bytes, sample: int) -> str | None:
+        """The key in a sample's first bytes; None for a name that is longer than that."""
+        index = self.index
+        source, length = str(index.shards[index.shard_of(sample)]), int(index.sizes[sample])
         try:
-            first = next(members(io.BytesIO(head), length=length, source=str(index.shards[shard]), whole=False))
-        except DataError:  # a name that is longer than that
-            return str(self.read(sample)["__key__"])
+            first = next(members(io.BytesIO(head), length=length, source=source, whole=False))
+        except DataError:
+            return None
         return split_name(first.name)[0]
 
     def give_back(self) -> None:

@@ -11,7 +11,7 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 """Of a URL, as an error may name it where a store has sent on to one that is signed: pages are passed on to others."""
-VOID = frozenset({"meta", "link"})
+VOID = frozenset({"meta", "link", "img"})
 """Elements that have no end."""
 
 

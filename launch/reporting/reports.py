@@ -15,6 +15,7 @@ from launch.reporting.facts import (
 )
 from launch.reporting.markup import Markup, joined, tag
 from launch.reporting.page import cards, page
+from launch.reporting.predictions import predictions_section
 from launch.reporting.record import RUNNING, Record
 from launch.reporting.validation import validation_section
 from launch.reporting.wording import NOTHING, counted, duration, moment, number
@@ -35,10 +36,12 @@ FIGURES = (
 
 def report(record: Record) -> str:
     """The page of one run."""
+    predictions = predictions_section(record)
     sections = [
         ("Curves", curves(record.metrics)),
         ("Attempts and faults", attempts_section(record)),
         ("Validation", validation_section(record)),
+        *([("Predictions", predictions)] if predictions is not None else []),
         ("Checkpoints", checkpoints_section(record)),
         ("Configuration", configuration_section(record)),
         ("Environment", environment_section(record)),

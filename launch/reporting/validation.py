@@ -1,15 +1,16 @@
-"""The section about the last ``effnet validate``, by whatever keys its ``validation.json`` has."""
+"""The section about the last validation in which all was counted, by whatever keys its ``validation.json`` has."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch.reporting.attempts import fact_table, table
-from launch.reporting.confusion import draw_matrix, read_matrix
+from launch.reporting.confusion import draw_blocks, draw_matrix, read_blocks, read_matrix
 from launch.reporting.facts import code
 from launch.reporting.markup import Markup, joined, tag
+from launch.reporting.predictions import class_name
 from launch.reporting.record import Record
-from launch.reporting.wording import number
+from launch.reporting.wording import counted, number
 
 WEIGHTS = (("val/", "raw weights"), ("val/ema_", "averaged weights"))
 METRICS = ("top1", "top5", "loss")
@@ -63,7 +64,7 @@ def _classes(result: Mapping[str, Any], names: Any) -> list[Markup]:
     if not isinstance(top1, list):
         return []
     scored = sorted((value, label) for label, value in enumerate(top1) if isinstance(value, int | float))
-    rows = [(_name(label, names), _meter(value)) for value, label in scored[:MOST_CLASSES]]
+    rows = [(class_name(label, names), _meter(value)) for value, label in scored[:MOST_CLASSES]]
     title = "By class" if len(scored) <= MOST_CLASSES else f"The {MOST_CLASSES} worst of {len(scored):,} classes"
     return [tag("h3", title), table(("class", "top-1"), rows, style="classes")]
 
@@ -74,18 +75,29 @@ def _mistakes(result: Mapping[str, Any], names: Any) -> list[Markup]:
     if not pairs:
         return []
     rows = [
-        (_name(each.get("label"), names), _name(each.get("predicted"), names), each.get("samples")) for each in pairs
+        (class_name(each.get("label"), names), class_name(each.get("predicted"), names), each.get("samples"))
+        for each in pairs
     ]
     return [tag("h3", "Commonest mistakes"), table(("class", "taken for", "samples"), rows)]
 
 
 def _confusion(folder: Path, result: Mapping[str, Any], names: Any) -> list[Markup]:
-    rows = read_matrix(folder, str(result.get("confusion", "")))
-    if rows is None:
+    where = str(result.get("confusion", ""))
+    rows = read_matrix(folder, where)
+    if rows is not None:
+        drawn = draw_matrix(rows, [class_name(label, names) for label in range(len(rows))])
+        note = "Labels downwards, what they were taken for to the right; the stronger, the larger the share of a label."
+        return [tag("h3", "Confusion"), tag("figure", drawn, tag("p", note, class_="note"))]
+    blocks = read_blocks(folder, where)
+    if blocks is None:
         return []
-    drawn = draw_matrix(rows, [_name(label, names) for label in range(len(rows))])
-    note = "Labels downwards, what they were taken for to the right; the stronger, the larger the share of a label."
-    return [tag("h3", "Confusion"), tag("figure", drawn, tag("p", note, class_="note"))]
+    each = counted(blocks.width, "class", "classes")
+    note = (
+        f"{blocks.classes:,} classes in the order of their numbers, {each} a square: labels downwards, what they were "
+        "taken for to the right. On the diagonal as strong as the mean accuracy; elsewhere by the largest share of a "
+        "label that is taken for one class, of which the root is shown, so that rare mistakes are seen."
+    )
+    return [tag("h3", "Confusion"), tag("figure", draw_blocks(blocks), tag("p", note, class_="note"))]
 
 
 def _meter(share: float) -> Markup:
@@ -98,12 +110,7 @@ def _meter(share: float) -> Markup:
         class_="meter",
         aria_hidden="true",
     )
-    return joined([bar, " ", number(share, percent=True)])
-
-
-def _name(label: Any, names: Any) -> str:
-    known = isinstance(names, list) and isinstance(label, int) and 0 <= label < len(names)
-    return str(names[label]) if known else str(label)
+    return tag("span", bar, " ", number(share, percent=True))
 
 
 def _cell(key: str, value: Any) -> str:

@@ -1,41 +1,68 @@
 """The same training whatever the number of processes, the strategy, the workers, and whatever interrupts it."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
+from datamodules.images.decoding import open_image
+from datamodules.streaming.transforms import evaluation_transform
 from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train
 from trainer.checkpoint_files import load_weights
 from trainer.export import export
 
 Overrides = Callable[..., list[str]]
-STEPS = 20
+STEPS, SIDE = 20, 128
 FOUR_MICRO_BATCHES = {
     "data__global_batch_size": 32,  # of 8: two processes accumulate twice, one four times
-    "data__image_size": 128,  # BatchNorm over more pixels, and small steps: rounding is not amplified
+    "data__image_size": SIDE,  # BatchNorm over more pixels, and small steps: rounding is not amplified
     "optimizer__lr": 0.005,
     "trainer__max_epochs": 6,
     "trainer__max_steps": STEPS,
 }
 
 
+def assert_finds_alike(run: RunDirectory, other: RunDirectory, *, weights: tuple[str, ...], tolerance: float) -> None:
+    """Two runs have written the same of their last validations, each prediction with the image of its sample."""
+    ours, theirs = (
+        {each["weights"]: each for each in read_json(each.path / "validation.json")["results"]} for each in (run, other)
+    )
+    assert tuple(ours) == weights
+    for kind in weights:
+        assert ours[kind]["per_class"]["samples"] == theirs[kind]["per_class"]["samples"]
+        for which in ("worst", "best"):
+            mine, others = ours[kind][which], theirs[kind][which]
+            assert [each["loss"] for each in mine] == pytest.approx([each["loss"] for each in others], rel=tolerance)
+            assert len(mine) == 3
+            for each in mine:
+                with tarfile.open(each["shard"]) as shard:
+                    contents = shard.extractfile(f"{each['key']}.png")
+                    assert contents is not None
+                    expected = evaluation_transform(run.load_config().data, SIDE)(open_image(contents.read(), "RGB"))
+                with Image.open(run.path / each["picture"]) as picture:
+                    off = np.asarray(picture, dtype=float) - expected.permute(1, 2, 0).numpy()
+                assert np.abs(off).mean() < 12, each  # a JPEG of noise; between two pictures it is 50
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory, toy_overrides: Overrides) -> RunDirectory:
     """Twenty steps on two gloo processes."""
     return train(
-        toy_overrides(trainer__devices=2, **FOUR_MICRO_BATCHES),
+        toy_overrides(trainer__devices=2, tracking__examples=3, **FOUR_MICRO_BATCHES),
         runs_dir=tmp_path_factory.mktemp("runs"),
         run_id="ddp2",
     )
 
 
 def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overrides: Overrides, tmp_path: Path) -> None:
-    one = train(toy_overrides(**FOUR_MICRO_BATCHES), runs_dir=tmp_path, run_id="one")
+    one = train(toy_overrides(tracking__examples=3, **FOUR_MICRO_BATCHES), runs_dir=tmp_path, run_id="one")
 
     assert len(losses(one)) == STEPS
     assert losses(one) == pytest.approx(losses(two_processes), abs=1e-4)
@@ -48,6 +75,7 @@ def test_one_process_and_two_train_alike(two_processes: RunDirectory, toy_overri
     ours, theirs = final_state(one)["state_dict"], final_state(two_processes)["state_dict"]
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+    assert_finds_alike(one, two_processes, weights=("raw", "ema"), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
@@ -58,6 +86,7 @@ def test_deepspeed_trains_like_ddp(
         trainer__devices=2,
         **FOUR_MICRO_BATCHES,
         trainer__strategy="deepspeed",
+        tracking__examples=3,
         deepspeed__zero_stage=stage,
         ema__enabled=str(stage < 3).lower(),
     )
@@ -71,6 +100,8 @@ def test_deepspeed_trains_like_ddp(
         assert weights.keys() == theirs[kind].keys()
         for name, tensor in weights.items():
             torch.testing.assert_close(tensor, theirs[kind][name], atol=1e-3, rtol=1e-3, msg=f"{kind} {name}")
+
+    assert_finds_alike(zero, two_processes, weights=("raw", "ema") if stage < 3 else ("raw",), tolerance=1e-2)
 
     # What lies in parts on the ranks is exported whole.
     export(zero, out_dir=tmp_path / "export", raw=True, console=Console(quiet=True))

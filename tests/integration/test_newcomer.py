@@ -70,6 +70,13 @@ def test_a_finished_run_is_complete_by_itself(digits: tuple[RunDirectory, str]) 
     assert (run.wandb_dir / "wandb_id").read_text().strip()
     (offline,) = run.wandb_dir.glob("offline-run-*")
     assert list(offline.glob("*.wandb"))
+    last = json.loads((run.path / "validation.json").read_text())["results"][-1]
+    assert sum(last["per_class"]["samples"]) == 359
+    for kind in ("worst", "best"):
+        assert len(last[kind]) == 12
+        for each in last[kind]:
+            with Image.open(run.path / each["picture"]) as picture:
+                assert picture.size == (32, 32)
     assert "is done" in subprocess.run(
         [Path(sys.executable).parent / "effnet", "fit", "--config", DIGITS],
         cwd=run.path.parent.parent, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,

@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from launch.reporting.command import write_report
 from tests.browser import Browser, chromium
-from tests.unit.launch.report_pages import DONE, FAILED, leave_error, new_run, train_row, val_row
+from tests.unit.launch.report_pages import (
+    DONE,
+    FAILED,
+    leave_error,
+    leave_validation,
+    new_run,
+    prediction,
+    train_row,
+    val_row,
+)
 
 PAPER, DARK_PAPER = (251, 251, 249), (20, 23, 26)
 WIDE, PHONE = 1200, 360
@@ -29,6 +39,11 @@ MEASURE = """(page, view) => {
     cut: cut.map((each) => each.textContent),
     paper: style("body").backgroundColor, ink: style("body").color, line: style(".line-a path").stroke,
     card_rows: style(".stacked tr").display, title: page.querySelector(".band title").textContent,
+    pictures: [...page.querySelectorAll(".gallery img")].map((each) => each.naturalWidth),
+    picture_px: boxes(".gallery img").map((box) => Math.min(box.width, box.height)),
+    gallery_columns: new Set(boxes(".gallery figure").map((box) => Math.round(box.left))).size,
+    caption: style(".gallery .wrong span").color, small_px: parseFloat(style(".gallery small").fontSize),
+    matrix_px: boxes(".matrix")[0].width, square: style(".matrix .wrong").fill,
   };
 }"""
 
@@ -45,6 +60,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("runs") / ("a_long_name_" * 8), rows=rows, outcomes=[{**FAILED, "reason": LONG}, DONE]
     )
     leave_error(run, 0, 3, reason=LONG)
+    worst = [prediction(f"validation/pictures/{name}", shard=LONG) for name in 4 * ("red.png", "blue.jpg")]
+    leave_validation(run, [LONG, "cat"], worst=worst, confusion="validation/confusion.npz:m")
+    np.savez_compressed(run.path / "validation/confusion.npz", m=np.ones((300, 300), dtype=np.int64))
     return write_report([str(run.path)])
 
 
@@ -63,6 +81,14 @@ def test_a_page_is_readable(browser: Browser, page: Path, width: int, dark: bool
         ("rgb(230, 232, 230)", "rgb(86, 180, 233)") if dark else ("rgb(29, 35, 41)", "rgb(0, 114, 178)")
     )
     assert found["title"].startswith("epoch 0.1, step 1\n")
+    assert found["pictures"] == 4 * [32, 224]
+    assert min(found["picture_px"]) > 120
+    assert found["gallery_columns"] == (6 if width == WIDE else 2)
+    assert found["small_px"] > READABLE_PX
+    assert (found["caption"], found["square"]) == (
+        ("rgb(243, 154, 91)", "rgb(240, 136, 62)") if dark else ("rgb(184, 74, 0)", "rgb(213, 94, 0)")
+    )
+    assert 300 < found["matrix_px"] <= 560
 
 
 def test_a_screenshot_shows_the_lines(browser: Browser, page: Path, tmp_path: Path) -> None:
@@ -74,3 +100,11 @@ def test_a_screenshot_shows_the_lines(browser: Browser, page: Path, tmp_path: Pa
         assert max(colours, key=colours.__getitem__) in (paper, (255, 255, 255), (27, 31, 35))
         assert colours[paper] > 100_000
         assert colours[line] > 500
+
+
+def test_a_screenshot_shows_the_pictures(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.screenshot(page, tmp_path / "all.png", width=WIDE, height=6000)
+    with Image.open(tmp_path / "all.png") as image:
+        colours = {colour: count for count, colour in image.convert("RGB").getcolors(2**24)}
+    assert colours[255, 0, 0] > 4 * 120**2
+    assert colours[0, 0, 254] > 4 * 120**2  # a JPEG's blue

@@ -18,16 +18,15 @@ from datamodules.inspecting.shards import class_names
 from datamodules.streaming.source import ShardReader
 from datamodules.streaming.transforms import shown_share
 from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
+from trainer.evaluation.extremes import Examples
 from trainer.evaluation.figures import figures
 from trainer.evaluation.labels import RealLabels, labels_of, read_real_labels
+from trainer.evaluation.pictures import described
 from trainer.evaluation.results import Evaluation, Result, Setting, print_tables, write
-from trainer.evaluation.samples import Outputs, SampleTable
+from trainer.evaluation.samples import WEIGHTS, Outputs, SampleTable
 from trainer.evaluation.subjects import Subject, of_file, of_run, of_timm
 from trainer.processes import Processes
 from trainer.progress import EvaluationProgress
-
-WEIGHTS = {"": "raw", "ema_": "ema"}
-"""Sets of weights by the prefix that the module has for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +83,21 @@ def validate(request: Request, *, processes: Processes, console: Console, progre
     if subject.module.average is not None:
         average = subject.module.average.to("cuda" if accelerator == "cuda" else "cpu")
         average.eval().requires_grad_(requires_grad=False)
-    table = SampleTable()
+    table = SampleTable(examples=config.tracking.examples or 0)
     callbacks = [table, EvaluationProgress(progress or console)]
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=[])
     sizes, crops = request.image_sizes or (subject.image_size,), request.crop_pcts or (shown_share(config.data),)
-    outputs: dict[Setting, Outputs] = {}
+    found: dict[Setting, tuple[Outputs, dict[str, Examples]]] = {}
     for image_size, crop_pct in product(sizes, crops):
         data = config.data.model_copy(update={"eval_image_size": image_size, "crop_pct": crop_pct})
         datamodule = build_datamodule(config.model_copy(update={"data": data}), accelerator)
         trainer.validate(subject.module, datamodule, verbose=False)
-        for prefix, found in table.outputs.items():
-            outputs[Setting(image_size, crop_pct, WEIGHTS[prefix])] = found
+        for prefix, outputs in table.outputs.items():
+            found[Setting(image_size, crop_pct, WEIGHTS[prefix])] = outputs, table.examples.get(prefix, {})
     if not trainer.is_global_zero:
         return
     by_sample = _real_by_sample(real, index, config) if real is not None else None
+    cache = shard_cache(config.data)
     evaluation = Evaluation(
         subject=subject.name,
         checkpoint=str(subject.checkpoint) if subject.checkpoint is not None else None,
@@ -108,8 +108,12 @@ def validate(request: Request, *, processes: Processes, console: Console, progre
         class_names=names,
         devices=processes.world_size,
         results=tuple(
-            Result(setting, figures(found, num_classes=subject.num_classes, real=by_sample))
-            for setting, found in outputs.items()
+            Result(
+                setting,
+                figures(outputs, num_classes=subject.num_classes, real=by_sample),
+                described(examples, outputs, index, cache),
+            )
+            for setting, (outputs, examples) in found.items()
         ),
     )
     folder = request.out or request.run

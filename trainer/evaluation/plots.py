@@ -1,5 +1,6 @@
 """Plots of an evaluation: confusion matrix, reliability diagram, accuracy of each class; a panel a set of weights."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.run import write_atomically
 from trainer.evaluation.figures import BINS, Figures
 
 BLUE, ORANGE, GREY = "#4269d0", "#d9480f", "#4a4a4a"
@@ -60,7 +62,9 @@ def draw(found: Mapping[str, Figures], folder: Path, *, suffix: str, name: Calla
         handles, labels = figure.axes[0].get_legend_handles_labels()
         if labels:
             figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-        figure.savefig(folder / f"{kind}-{suffix}.png", dpi=110)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110)
+        write_atomically(folder / f"{kind}-{suffix}.png", buffer.getvalue())
 
 
 def _confusion(axes: Any, figures: Figures, name: Callable[[int], str]) -> str:

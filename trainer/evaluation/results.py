@@ -1,7 +1,9 @@
 """What an evaluation has found: validation.json, the confusion matrices, and the tables that a person reads."""
 
+import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.run import write_atomically
+from trainer.evaluation.extremes import KINDS
 from trainer.evaluation.figures import Figures
+from trainer.evaluation.pictures import Example, remove_others, write_pictures
 from trainer.evaluation.plots import draw
 
-FILE, FOLDER, CONFUSION = "validation.json", "validation", "confusion.npz"
+FILE, FOLDER, CONFUSION, PICTURES = "validation.json", "validation", "confusion.npz", "pictures"
 MOST_CONFUSED = 10
 LABELS = {"raw": "raw", "ema": "averaged"}
 
@@ -40,10 +44,17 @@ class Setting(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Figures of one setting."""
+    """What was found with one setting.
+
+    Attributes:
+        setting: Image size, crop and weights.
+        figures: Of all samples.
+        examples: The worst and the best predictions, by kind; empty without.
+    """
 
     setting: Setting
     figures: Figures
+    examples: Mapping[str, list[Example]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,26 +89,35 @@ class Evaluation:
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:
-    """Write ``validation.json``, and in ``validation/`` the plots and ``confusion.npz``.
+    """Write ``validation.json``, and in ``validation/`` the plots, ``confusion.npz`` and ``pictures/``.
 
-    At the top of the JSON are the figures of the first setting, by the names that training logs them under.
+    At the top of the JSON are the figures of the first setting, by the names that training logs them under. Each file
+    is whole or the one before, and the JSON comes last: it names none that is not there.
     """
     plots = folder / FOLDER
     plots.mkdir(parents=True, exist_ok=True)
-    matrices: dict[str, Any] = {f"{each.cut}-{each.weights}": found.confusion for each, found in evaluation.results}
-    np.savez_compressed(plots / CONFUSION, **matrices)
-    for cut in dict.fromkeys(setting.cut for setting, _ in evaluation.results):
-        found = {LABELS[s.weights] + " weights": figures for s, figures in evaluation.results if s.cut == cut}
+    results = evaluation.results
+    pictures = [example for result in results for kind in result.examples.values() for example in kind]
+    if pictures:
+        write_pictures(pictures, plots / PICTURES)
+    matrices: dict[str, Any] = {
+        f"{each.setting.cut}-{each.setting.weights}": each.figures.confusion for each in results
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **matrices)
+    write_atomically(plots / CONFUSION, buffer.getvalue())
+    for cut in dict.fromkeys(result.setting.cut for result in results):
+        found = {LABELS[s.weights] + " weights": figures for s, figures, _ in results if s.cut == cut}
         draw(found, plots, suffix=cut, name=evaluation.class_name)
-    first = evaluation.results[0].setting
+    first = results[0].setting
     result: dict[str, Any] = {
         "checkpoint": evaluation.checkpoint,
         "step": evaluation.step,
-        "samples": evaluation.results[0].figures.samples,
+        "samples": results[0].figures.samples,
         "image_size": first.image_size,
         "crop_pct": first.crop_pct,
     }
-    for setting, figures in evaluation.results:
+    for setting, figures, _ in results:
         if setting.cut == first.cut:
             prefix = "val/" if setting.weights == "raw" else f"val/{setting.weights}_"
             result |= {f"{prefix}{name}": getattr(figures, name) for name in ("loss", "top1", "top5")}
@@ -108,12 +128,15 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         "num_classes": evaluation.num_classes,
         "class_names": evaluation.class_names,
         "devices": evaluation.devices,
-        "results": [_as_json(setting, figures) for setting, figures in evaluation.results],
+        "results": [_as_json(result) for result in results],
     }
     write_atomically(folder / FILE, json.dumps(_without_nan(result), indent=2, allow_nan=False) + "\n")
+    if (plots / PICTURES).is_dir():
+        remove_others(pictures, plots / PICTURES)
 
 
-def _as_json(setting: Setting, figures: Figures) -> dict[str, Any]:
+def _as_json(result: Result) -> dict[str, Any]:
+    setting, figures, examples = result
     names = ("samples", "top1", "top5", "loss", "calibration_error", "balanced_top1")
     real, bins = figures.real, figures.reliability
     confused = figures.most_confused(MOST_CONFUSED)
@@ -131,6 +154,7 @@ def _as_json(setting: Setting, figures: Figures) -> dict[str, Any]:
             {"label": label, "predicted": predicted, "samples": samples} for label, predicted, samples in confused
         ],
         "confusion": f"{FOLDER}/{CONFUSION}:{setting.cut}-{setting.weights}",
+        **{kind: [each.as_json(f"{FOLDER}/{PICTURES}") for each in examples.get(kind, ())] for kind in KINDS},
     }
 
 
@@ -147,15 +171,15 @@ def print_tables(evaluation: Evaluation, folder: Path, console: Console) -> None
     """A row for each setting and set of weights; the classes that are told apart worst; where the files are."""
     console.print(_overview(evaluation))
     settings = [result for result in evaluation.results if result.setting.cut == evaluation.results[0].setting.cut]
-    setting, figures = settings[-1]  # averaged weights, where there are some
+    setting, figures, _ = settings[-1]  # averaged weights, where there are some
     if figures.top1 < 1:
         console.print(_mistakes(evaluation, setting, figures))
-    text = f"{folder / FILE}, plots and confusion matrices: {folder / FOLDER}"
+    text = f"{folder / FILE}, plots, pictures and confusion matrices: {folder / FOLDER}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _overview(evaluation: Evaluation) -> Table:
-    settings = [setting for setting, _ in evaluation.results]
+    settings = [result.setting for result in evaluation.results]
     sizes = " and ".join(dict.fromkeys(str(setting.image_size) for setting in settings))
     step = "" if evaluation.step is None else f", step {evaluation.step}"
     title = f"{evaluation.subject}{step}: {evaluation.results[0].figures.samples:,} samples of {sizes} pixels"
@@ -165,7 +189,7 @@ def _overview(evaluation: Evaluation) -> Table:
     titles = ["pixels", "crop", "top1", "top5", "loss", "class mean", "ECE"]
     for column in titles + (["real top1", "real samples"] if has_real else []):
         table.add_column(column, justify="right")
-    for setting, figures in evaluation.results:
+    for setting, figures, _ in evaluation.results:
         cells = [LABELS[setting.weights], str(setting.image_size), f"{setting.crop_pct:g}"]
         cells += _decimals(figures.top1, figures.top5, figures.loss, figures.balanced_top1, figures.calibration_error)
         if figures.real is not None:

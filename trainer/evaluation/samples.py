@@ -11,7 +11,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.functional import cross_entropy
 
 from datamodules.streaming.loaders import Batch
+from trainer.evaluation.extremes import Examples, Extremes
+from trainer.module import EfficientNetModule
 
+WEIGHTS = {"": "raw", "ema_": "ema"}
+"""Sets of weights by the prefix that the module has for them."""
 TOP = 5
 COLUMNS = 4 + TOP
 """Of the table: times seen, confidence, loss, entries of ``ranked`` that there are, and those."""
@@ -42,15 +46,31 @@ class SampleTable(Callback):
 
     Attributes:
         outputs: After a validation, on rank 0, of each set of weights: by the module's prefix, ``""`` or ``ema_``.
+        examples: The same of the worst and best samples, by kind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, examples: int = 0) -> None:
+        """Begin nothing yet.
+
+        Args:
+            examples: Worst, and as many best, samples that are kept with their images, of each set of weights.
+        """
         self.outputs: dict[str, Outputs] = {}
+        self.examples: dict[str, dict[str, Examples]] = {}
+        self._count = examples
         self._tables: dict[str, torch.Tensor] = {}
+        self._extremes: dict[str, Extremes] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
-        self.outputs, self._tables = {}, {}
+        assert isinstance(pl_module, EfficientNetModule)
+        samples = len(trainer.datamodule.val_index)  # type: ignore[attr-defined]
+        prefixes = list(WEIGHTS) if pl_module.average is not None else [""]
+        self.outputs, self.examples = {}, {}
+        self._tables = {
+            prefix: torch.zeros(samples, COLUMNS, dtype=torch.double, device=pl_module.device) for prefix in prefixes
+        }
+        self._extremes = {prefix: Extremes(self._count) for prefix in prefixes}
 
     def on_validation_batch_end(
         self,
@@ -63,12 +83,12 @@ class SampleTable(Callback):
     ) -> None:
         """Put a batch's rows in; padding has none."""
         logits_by_prefix: Mapping[str, torch.Tensor] = outputs
-        samples = len(trainer.datamodule.val_index)  # type: ignore[attr-defined]
         for prefix, logits in logits_by_prefix.items():
-            if prefix not in self._tables:
-                self._tables[prefix] = torch.zeros(samples, COLUMNS, dtype=torch.double, device=logits.device)
-            rows = torch.where(batch.weights[:, None] > 0, _rows(logits, batch.targets), 0.0)
+            losses = cross_entropy(logits, batch.targets, reduction="none")
+            rows = torch.where(batch.weights[:, None] > 0, _rows(logits, losses), 0.0)
             self._tables[prefix].index_add_(0, batch.samples, rows)
+            if self._count:
+                self._extremes[prefix].add(losses, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sum over the ranks.
@@ -76,11 +96,35 @@ class SampleTable(Callback):
         Raises:
             RuntimeError: If a sample of the index did not come exactly once.
         """
+        self.reduce(trainer)
+        self.conclude(trainer)
+
+    def reduce(self, trainer: Trainer) -> None:
+        """Sum over the ranks: all that they have to say to each other. Collective, whatever came of the batches."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        side = datamodule.eval_image_size
+
+        def summed(tensor: torch.Tensor) -> torch.Tensor:
+            reduced = trainer.strategy.reduce(tensor, reduce_op="sum")
+            assert isinstance(reduced, torch.Tensor)
+            return reduced
+
+        for prefix in self._tables:
+            table = self._tables[prefix] = summed(self._tables[prefix])
+            if self._count:
+                shape = (datamodule.in_chans, side, side)
+                self.examples[prefix] = self._extremes[prefix].gather(table[:, 2], shape, summed)
+        self._extremes = {}
+
+    def conclude(self, trainer: Trainer) -> None:
+        """From sums to outputs.
+
+        Raises:
+            RuntimeError: If a sample of the index did not come exactly once.
+        """
         labels = trainer.datamodule.val_index.labels  # type: ignore[attr-defined]
         for prefix, table in self._tables.items():
-            reduced = trainer.strategy.reduce(table, reduce_op="sum")
-            assert isinstance(reduced, torch.Tensor)
-            found = reduced.cpu().numpy()
+            found = table.cpu().numpy()
             other = int((found[:, 0] != 1).sum())
             if other:
                 raise RuntimeError(f"{other} of {len(found)} samples of the index did not come exactly once")
@@ -89,11 +133,10 @@ class SampleTable(Callback):
         self._tables = {}
 
 
-def _rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(N, classes) float32 and (N,) int64 to (N, COLUMNS) float64."""
+def _rows(logits: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """(N, classes) float32 and (N,) float32 to (N, COLUMNS) float64."""
     top = logits.topk(min(TOP, logits.shape[1])).indices
     confidences = logits.softmax(1).gather(1, top[:, :1])
-    losses = cross_entropy(logits, targets, reduction="none")[:, None]
-    once = torch.ones_like(losses)
-    rows = torch.cat([once, confidences, losses, once * top.shape[1], top], dim=1).double()
+    once = torch.ones_like(confidences)
+    rows = torch.cat([once, confidences, losses[:, None], once * top.shape[1], top], dim=1).double()
     return torch.nn.functional.pad(rows, (0, COLUMNS - rows.shape[1]))

@@ -1,10 +1,13 @@
 """A run's directory written by hand, and a report's page taken apart."""
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+
+from PIL import Image
 
 from configs.load import dump_yaml
 from configs.run import RunDirectory, rank_error
@@ -75,7 +78,7 @@ class _Parser(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = Element(tag, {name: value or "" for name, value in attrs})
         self.open[-1].children.append(element)
-        if tag not in ("meta", "link"):
+        if tag not in ("meta", "link", "img"):
             self.open.append(element)
 
     def handle_endtag(self, tag: str) -> None:
@@ -113,6 +116,30 @@ def new_run(path: Path, *overrides: str, rows: Iterable[str] = (), outcomes: Ite
     for outcome in outcomes:
         run.record_outcome(outcome)  # type: ignore[arg-type]
     return run
+
+
+def picture(colour: str, file_format: str = "PNG", side: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, format=file_format)
+    return buffer.getvalue()
+
+
+def prediction(where: str | None, *, label: int = 0, predicted: int = 1, **changes: object) -> dict[str, object]:
+    """As validation.json has one."""
+    return {
+        "picture": where, "sample": 7, "shard": "s3://bucket/val-00001.tar", "key": "n01/img_7", "label": label,
+        "predicted": predicted, "confidence": 0.75, "label_probability": 0.125, "loss": 2.08, **changes,
+    }  # fmt: skip
+
+
+def leave_validation(run: RunDirectory, names: list[str] | None = None, **result: object) -> None:
+    """What a validation of averaged weights leaves; pictures are red, and blue."""
+    pictures = run.path / "validation" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / "red.png").write_bytes(picture("red"))
+    (pictures / "blue.jpg").write_bytes(picture("blue", "JPEG", side=224))
+    found = {"results": [{"weights": "ema", "image_size": 32, "top1": 0.5, **result}], "class_names": names}
+    (run.path / "validation.json").write_text(json.dumps(found))
 
 
 def leave_error(run: RunDirectory, attempt: int, rank: int, *, reason: str) -> None:

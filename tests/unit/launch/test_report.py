@@ -1,5 +1,6 @@
 """What a report says of a run, whatever state the run and its files are in."""
 
+import base64
 import json
 import math
 import os
@@ -28,8 +29,11 @@ from tests.unit.launch.report_pages import (
     STARTED,
     Element,
     leave_error,
+    leave_validation,
     new_run,
     parsed,
+    picture,
+    prediction,
     train_row,
     val_row,
 )
@@ -392,9 +396,107 @@ def test_a_confusion_matrix_is_drawn_from_the_file_that_is_named(tmp_path: Path)
         ("cat, taken for owl: 1 of 4", "0.34"),
         ("owl, taken for cat: 0 of 0", "0"),
     ]
-    for where in ("confusion.npz:many", "confusion.npz:other", "confusion.npz:none", "half.npz:few", "none.npz:few"):
+    for where in ("confusion.npz:other", "confusion.npz:none", "half.npz:few", "half.npz:many", "none.npz:few"):
         assert drawn(f"validation/{where}") == []
     assert drawn("../outside.npz:few") == []
+
+
+def squares(matrix: Element, style: str) -> dict[tuple[int, int], float]:
+    """(row, column) of squares with how strong they are."""
+    return {
+        (int(row), int(column)): float(path.attributes["fill-opacity"])
+        for path in matrix.all("path", style)
+        for column, row in re.findall(r"M(\d+) (\d+)h1v1h-1z", path.attributes["d"])
+    }
+
+
+def test_a_confusion_matrix_of_many_classes_is_drawn_in_squares_of_several(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    for classes, width in ((41, 1), (1000, 8)):
+        matrix = np.diag(np.full(classes, 50))
+        matrix[10, 10], matrix[10, 30] = 25, 25
+        matrix[12, 12] = 0  # without samples
+        leave_validation(run, confusion="validation/confusion.npz:m")
+        np.savez_compressed(run.path / "validation/confusion.npz", m=matrix)
+
+        section = page_of(run).section("Validation")
+
+        (drawn,) = section.all("svg", "blocks")
+        side = math.ceil(classes / width)
+        assert drawn.attributes["viewbox"] == f"0 0 {side} {side}"
+        right = squares(drawn, "right")
+        weaker = {(place // width,) * 2 for place in (10, 12)}
+        assert {place for place in right if right[place] == 1} | weaker == {(place, place) for place in range(side)}
+        assert right[10 // width, 10 // width] == (0.5 if width == 1 else 1.0)  # the root is of mistakes alone
+        assert squares(drawn, "wrong") == {(10 // width, 30 // width): 0.75}
+        assert f"{classes:,} classes in the order of their numbers, {width}" in section.text
+    assert len((run.path / "report.html").read_bytes()) < 60_000
+
+
+# Predictions
+
+
+def test_worst_and_best_predictions_have_their_pictures_in_the_page(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    worst = [prediction("validation/pictures/red.png"), prediction("validation/pictures/blue.jpg", key=None)]
+    best = [prediction("validation/pictures/red.png", predicted=0, confidence=1.0)]
+    leave_validation(run, ["cat", EVIL], worst=worst, best=best)
+
+    section = page_of(run).section("Predictions")
+
+    images = section.all("img")
+    assert [image.attributes["alt"] for image in images] == [
+        f"cat, taken for {EVIL} with 75.00\u202f%", f"cat, taken for {EVIL} with 75.00\u202f%",
+        "cat, rightly, with 100.00\u202f%",
+    ]  # fmt: skip
+    starts = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/png;base64,")
+    for image, start, file in zip(images, starts, ("red.png", "blue.jpg", "red.png"), strict=True):
+        assert image.attributes["src"].startswith(start)
+        contents = base64.b64decode(image.attributes["src"].removeprefix(start))
+        assert contents == (run.path / "validation/pictures" / file).read_bytes()
+    cards = section.all("figure")
+    assert [card.classes for card in cards] == [["wrong"], ["wrong"], ["right"]]
+    assert cards[0].text == f"cat\N{RIGHTWARDS ARROW} {EVIL}, 75.00\u202f%cat: 12.50\u202f%n01/img_7val-00001.tar"
+    assert "sample 7" in cards[1].text
+    assert cards[2].text == "cat\N{CHECK MARK} 100.00\u202f%n01/img_7val-00001.tar"
+    assert "of the averaged weights, 32 pixels" in section.text
+    assert "Predictions" in [link.text for link in page_of(run).all("a")]
+
+
+@pytest.mark.parametrize(
+    "where", [None, 7, "none.png", "../outside.png", "validation/pictures", "page.png", "large.png", "a\0b"]
+)
+def test_a_picture_that_cannot_be_shown_is_said_in_words(where: object, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    leave_validation(run, worst=[prediction(where, confidence="high", label=None)])  # type: ignore[arg-type]
+    (tmp_path / "outside.png").write_bytes(picture("red"))
+    (run.path / "page.png").write_text("<script>alert(1)</script>")
+    (run.path / "large.png").write_bytes(picture("red") + bytes(300_000))
+
+    section = page_of(run).section("Predictions")
+
+    assert section.all("img") == []
+    assert "no picture" in section.all("figure")[0].text
+
+
+def test_all_pictures_of_a_page_have_a_bound(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    leave_validation(run, worst=[prediction("validation/pictures/some.png")] * 60)
+    (run.path / "validation/pictures/some.png").write_bytes(picture("red") + bytes(150_000))
+
+    section = page_of(run).section("Predictions")
+
+    assert len(section.all("figure")) == 50
+    assert 19 <= len(section.all("img")) <= 20
+    assert "up to 3\N{NO-BREAK SPACE}MB together" in section.text
+    assert (run.path / "report.html").stat().st_size < 4_200_000
+
+
+def test_a_validation_without_predictions_has_no_section_of_them(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "mine")
+    for result in ({}, {"worst": [], "best": None}, {"worst": "all", "best": [1, None]}):
+        leave_validation(run, **result)
+        assert "Predictions" not in [heading.text for heading in page_of(run).all("h2")]
 
 
 # Any text, any state
@@ -438,13 +540,14 @@ def test_secrets_in_urls_that_an_error_names_are_not_in_the_page(tmp_path: Path)
 
 def test_a_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
     run = new_run(tmp_path / "mine", rows=ROWS, outcomes=[FAILED, DONE])
+    leave_validation(run, worst=[prediction("validation/pictures/red.png")])
 
     text = write_report([str(run.path)]).read_text(encoding="utf-8")
 
     assert not re.search(r"url\(|@import|<script|https?:|\son\w+=", text)
     targets = re.findall(r'(?:href|src)="([^"]*)"', text)
     assert targets
-    assert all(target == "data:," or target.startswith("#") for target in targets)
+    assert all(target == "data:," or target.startswith(("#", "data:image/png;base64,")) for target in targets)
     page = parsed(text)
     ids = {section.attributes["id"] for section in page.all("section")}
     assert {f"#{each}" for each in ids} == {link.attributes["href"] for link in page.all("a")}

@@ -17,6 +17,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def trained(toy_overrides: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A finished run of two epochs, of 9 and 8 steps, that has kept a checkpoint of every step."""
-    overrides = toy_overrides(trainer__max_epochs=2, checkpoint__every_n_steps=1, checkpoint__keep_last=100)
+    """A finished run of two epochs, of 9 and 8 steps, that has kept a checkpoint of every step, and 3 predictions."""
+    settings = {"checkpoint__every_n_steps": 1, "checkpoint__keep_last": 100, "tracking__examples": 3}
+    overrides = toy_overrides(trainer__max_epochs=2, **settings)
     return train(new_run(overrides, tmp_path_factory.mktemp("trained")))

@@ -48,6 +48,11 @@ def evaluate(request: Request) -> tuple[dict[str, Any], str]:
     return json.loads((folder / "validation.json").read_text()), output.getvalue()
 
 
+def files_of(run: RunDirectory) -> dict[Path, int]:
+    """Its files with when they were written, but for logs."""
+    return {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+
 def order_of(shards: Path) -> list[int]:
     """Numbers of the pictures in the order of the shards."""
     names = [
@@ -62,7 +67,7 @@ def order_of(shards: Path) -> list[int]:
 def test_each_size_crop_and_set_of_weights_is_exact(trained: RunDirectory, shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "real.json"
     file.write_text(json.dumps(REAL))
-    out = tmp_path / "out"
+    out, before = tmp_path / "out", files_of(trained)
     request = Request(run=trained.path, image_sizes=(64, 96), crop_pcts=(0.875, 1.0), real_labels=str(file), out=out)
     result, printed = evaluate(request)
 
@@ -95,7 +100,7 @@ def test_each_size_crop_and_set_of_weights_is_exact(trained: RunDirectory, shard
         for kind in ("classes", "confusion", "reliability")
         for cut in ("64-0.875", "64-1", "96-0.875", "96-1")
     )
-    assert not (trained.path / "validation").exists()
+    assert files_of(trained) == before
     assert "37 samples of 64 and 96 pixels" in printed
 
 

@@ -1,6 +1,8 @@
+import base64
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
 from tests.disks import fill, small_disk
 from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
 from trainer.tracking import FINISH_TIMEOUT_S, MetricsCsv, SafeWandbLogger, build_loggers
@@ -154,11 +158,15 @@ def test_a_killed_run_has_each_step_once_after_it_went_on(trained: RunDirectory,
 # TensorBoard
 
 
-def scalars(run: RunDirectory, name: str) -> list[tuple[int, float]]:
+def events_of(run: RunDirectory) -> EventAccumulator:
     """What TensorBoard shows."""
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
+    return events
+
+
+def scalars(run: RunDirectory, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events_of(run).Scalars(name)]
 
 
 def test_tensorboard_has_the_rows_of_all_attempts_without_those_that_came_again(
@@ -243,6 +251,54 @@ def test_an_offline_run_keeps_every_row_with_its_axes(
             assert (item.get(name) == pytest.approx(float(row[name]))) if row[name] else name not in item
     configs = [record["config"]["update"] for record in records if record["type"] == "config"]
     assert any(update.get("data", {}).get("global_batch_size") == 16 for update in configs)
+
+
+def test_the_end_of_an_offline_run_has_classes_plots_and_predictions_with_their_pictures(
+    trained: RunDirectory, toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning sets it for good
+    run = as_killed_after(trained, tmp_path, step=15)
+    settings = ["tracking.mode=offline", "tracking.tensorboard=true"]
+    run.freeze(load_config([str(run.config_file)], settings).config)
+    train(run, attempt=1)
+
+    (directory,) = run.wandb_dir.glob("offline-run-*")
+    records = inspect(directory)
+    logged = [record["history"]["item"] for record in records if record["type"] == "history"]
+    final = {name.removesuffix(".path"): item for item in logged for name in item if name.endswith(".path")}
+    plots = ["confusion", "classes", "reliability"]
+    assert sorted(final) == sorted(f"final/{name}" for name in ("per_class", "worst", "best", *plots))
+    assert {item["trainer/global_step"] for item in final.values()} == {17}
+    found = read_json(run.path / "validation.json")["results"][-1]
+
+    def page(name: str) -> str:
+        return (directory / "files" / final[name][f"{name}.path"]).read_text()
+
+    for kind in ("worst", "best"):
+        shown = re.findall("<tr><td>(.*?)</td></tr>", page(f"final/{kind}"))
+        assert len(shown) == 3
+        for cells, expected in zip((row.split("</td><td>") for row in shown), found[kind], strict=True):
+            contents = base64.b64decode(re.findall('base64,([^"]*)', cells[0])[0])
+            assert contents == (run.path / expected["picture"]).read_bytes()
+            assert cells[1:3] == [str(expected["label"]), str(expected["predicted"])]
+            assert cells[3] == f"{expected['confidence']:.2%}"
+            assert cells[6:] == [expected["key"], expected["shard"]]
+    per_class = re.findall(r"<tr><td>(\d)</td><td>(\d+)</td><td>([\d.]+)%", page("final/per_class"))
+    assert sorted((int(label), int(samples)) for label, samples, _ in per_class) == list(
+        enumerate(found["per_class"]["samples"])
+    )
+    top1 = [float(share) / 100 for *_, share in per_class]
+    assert top1 == pytest.approx(sorted(found["per_class"]["top1"]), abs=1e-4)
+    for name in plots:
+        with Image.open(run.path / f"validation/{name}-64-0.875.png") as ours:
+            path = final[f"final/{name}"][f"final/{name}.path"]
+            with Image.open(directory / "files" / path) as theirs:
+                assert list(ours.getdata()) == list(theirs.getdata())
+            shown_by_tensorboard = events_of(run).Images(f"final/{name}")
+            assert [(each.step, each.width, each.height) for each in shown_by_tensorboard] == [(17, *ours.size)]
+    updates = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    summary = {name: value for update in updates for name, value in update.items()}
+    assert float(summary["final/ema_balanced_top1"]) == pytest.approx(found["balanced_top1"])
 
 
 def test_attempts_of_a_run_share_one_id(toy_overrides: Overrides, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import wandb
 
 from configs.load import load_config
-from configs.run import RunDirectory
+from configs.run import RunDirectory, read_json
 from tests.disks import small_disk
 from tests.unit.trainer.runs import new_run, rows, train
 from tests.wandb_server import KEY, Run, WandbServer
@@ -98,7 +98,7 @@ def test_a_run_whose_rank_is_killed_is_one_run_that_says_what_happened(
     server: WandbServer, toy_overrides: Overrides, tmp_path: Path
 ) -> None:
     settings = {**ONLINE, "checkpoint__every_n_steps": 4, "trainer__max_steps": 25, "fault__restart_backoff_s": 0.1}
-    overrides = [*toy_overrides(**settings), f"runs_dir={tmp_path}", "run_id=toy"]
+    overrides = [*toy_overrides(**settings, tracking__examples=3), f"runs_dir={tmp_path}", "run_id=toy"]
     run = RunDirectory(tmp_path / "toy")
     command = [sys.executable, "-m", "launch.cli", "fit", "--max-restarts", "1", *overrides]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -120,6 +120,13 @@ def test_a_run_whose_rank_is_killed_is_one_run_that_says_what_happened(
     assert "<td>failed</td>" in shown
     assert "signal 9" in shown or "SIGKILL" in shown
     assert [title for title, _ in online.alerts] == ["started again after a failure"]
+
+    final = {name: row[name] for row in online.history for name in row if name.startswith("final/")}
+    assert online.files[final["final/worst"]["path"]].count(b"<img") == 3
+    assert online.files[final["final/per_class"]["path"]].count(b"<tr>") == 1 + 4
+    plot = (run.path / "validation" / "confusion-64-0.875.png").read_bytes()
+    assert online.files[final["final/confusion"]["path"]].startswith(plot[:8])
+    assert online.summary["final/top1"] == read_json(run.path / "validation.json")["val/top1"]
 
     facts, origins = online.config["run"]["value"], online.config["origins"]["value"]
     assert origins["optimizer.lr"] == "command line"

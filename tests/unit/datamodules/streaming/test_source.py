@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from configs.problems import DataError
+from configs.problems import DataError, UnreachableError
 from datamodules.indexing.building import build_index
 from datamodules.indexing.index import ShardIndex
+from datamodules.indexing.opening import open_index
+from datamodules.storage.cache import ShardCache
+from datamodules.storage.locations import Url
+from datamodules.storage.remote import Remote
 from datamodules.streaming.source import EvaluationPlan, RawSample, ShardReader, ShardSource
 from tests.conftest import picture
 from tests.unit.datamodules.archives import gnu_tar, run_gnu_tar, write_samples, write_tar
+from tests.web import FaultyServer
 
 OWN = {"__key__", "__url__", "__index__", "__label__"}
 
@@ -62,6 +67,30 @@ def test_a_key_longer_than_what_is_read_for_it_is_found(tmp_path: Path) -> None:
         for name in ("short", "/".join("k" * 100 for _ in range(60))):
             writer.write({"__key__": name, "jpg": picture(1), "cls": 1})
     assert_as_webdataset_reads([tmp_path / "000.tar"])
+
+
+def test_a_key_alone_costs_a_part_of_a_remote_shard(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with wds.ShardWriter(str(tmp_path / "shards" / "%d.tar"), maxcount=9, verbose=0) as writer:
+        for i in range(9):
+            writer.write({"__key__": "/".join("k" * 100 for _ in range(60 if i == 8 else 1)) + str(i), "cls": 1,
+                          "jpg": picture(i, size=200)})  # fmt: skip
+    server = FaultyServer(tmp_path / "shards")
+    cache = ShardCache(folder=tmp_path / "cache", max_bytes=10**8, remote=Remote(attempts=1, timeout_s=5.0))
+    index = open_index([Url(server.url("0.tar"))], index_dir=str(tmp_path / "indexes"), cache=cache)
+    names = [each["__key__"] for each in wds.WebDataset(str(tmp_path / "shards" / "0.tar"), shardshuffle=False)]
+    for file in cache.folder.iterdir():
+        file.unlink()
+    server.sent.clear()
+
+    with closing(ShardReader(index, cache)) as reader:
+        assert [reader.key_alone(sample) for sample in range(9)] == [*names[:8], None]
+        assert server.sent["/0.tar"] <= 9 * 4096 < index.shard_bytes[0] / 10
+        assert not list(cache.folder.glob("*.tar"))
+        server.always["/0.tar"] = "503"
+        with pytest.raises(UnreachableError):
+            reader.key_alone(0)
+    server.close()
 
 
 @pytest.mark.skipif(gnu_tar is None, reason="GNU tar is not installed")
