@@ -34,6 +34,22 @@ class SafeWandbLogger(UnbrokenWandbLogger):
         """Set the run's config, unless W&B has failed before."""
         self._guard(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
 
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> Any:
+        """Begin to send files; returns what can be waited for, or None where W&B is off. Not for training's thread.
+
+        Raises:
+            Exception: Whatever W&B has raised.
+        """
+        if self._beginner is not None:
+            self._beginner.join()
+        if self.dead or self._experiment is None:
+            return None
+        try:
+            return self._experiment.log_artifact(artifact, aliases=aliases)
+        except ConnectionError as error:
+            self._begin_again(error)
+            raise
+
     def log_page(self, key: str, page: str, step: int) -> None:
         """Show HTML."""
         import wandb
