@@ -1,6 +1,7 @@
 """A W&B server on loopback, as far as the real client needs one for runs and sweeps: what it was told is kept.
 
-It answers the fields of GraphQL that wandb 0.31 asks for. Sweeps are grids alone; an agent is handed the next trial
+It answers the fields of GraphQL that wandb 0.31 asks for. An artifact of the same content is the same version, as the
+client's code has it; aliases move. Sweeps are grids alone; an agent is handed the next trial
 when it reports that it has none. A run that nobody resumes stays as it was left.
 """
 
@@ -22,6 +23,7 @@ import yaml
 ENTITY = "team"
 KEY = "c0ffee" * 6 + "c0de"
 """What a client authenticates with."""
+TIME = "2026-01-01T00:00:00Z"
 STREAM = re.compile(r"/files/[^/]+/[^/]+/([^/]+)/file_stream")
 FILES = {"history": "wandb-history.jsonl", "events": "wandb-events.jsonl", "log": "output.log"}
 
@@ -90,10 +92,34 @@ class Sweep:
     handed: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Artifact:
+    """A version of an artifact.
+
+    Attributes:
+        entries: Of its manifest, by the name of the file.
+        files: Of what was uploaded, by its name.
+        committed: Whether the client has said that it is whole.
+    """
+
+    id: str
+    name: str
+    type: str
+    digest: str
+    metadata: dict[str, Any]
+    run: str
+    aliases: set[str] = field(default_factory=set)
+    entries: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
 class WandbServer:
     """Serves while it is entered.
 
     Attributes:
+        artifacts: Versions of all artifacts, by id, the oldest first.
+        held: Names of files of artifacts whose upload is answered only when they are not held any more.
         unknown: What a client asked that this server does not know.
         stop: Ids of runs that agents are to end.
         fault: How it fails: a status that it answers all requests with, or `hang`, with which it answers none; None is
@@ -104,6 +130,8 @@ class WandbServer:
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.agents: dict[str, str] = {}
+        self.artifacts: dict[str, Artifact] = {}
+        self.held: set[str] = set()
         self.unknown: list[str] = []
         self.stop: set[str] = set()
         self.fault: int | Literal["hang"] | None = None
@@ -116,7 +144,7 @@ class WandbServer:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-                while server.fault == "hang":
+                while server.fault == "hang" or self.path.rpartition("/")[2] in server.held:
                     time.sleep(0.05)
                 if server.fault is None:
                     with server._lock:
@@ -153,6 +181,7 @@ class WandbServer:
 
     def __exit__(self, *_: object) -> None:
         self.fault = None  # nobody is held
+        self.held.clear()
         self._http.shutdown()
         self._http.server_close()
 
@@ -175,8 +204,19 @@ class WandbServer:
             _, _, run, name = path.split("/", 3)
             self.runs[run].files[name] = body
             return {}
+        if path.startswith("/artifacts/"):
+            _, _, artifact, name = path.split("/", 3)
+            if name == "manifest":
+                self.artifacts[artifact].entries = json.loads(body)["contents"]
+            else:
+                self.artifacts[artifact].files[name.removeprefix("files/")] = body
+            return {}
         self.unknown.append(path)
         return None
+
+    def versions(self, name: str) -> list[Artifact]:
+        """Of an artifact, those that are whole, the oldest first."""
+        return [each for each in self.artifacts.values() if each.name == name and each.committed]
 
     def _stream(self, run: Run, told: dict[str, Any]) -> None:
         for name, chunk in (told.get("files") or {}).items():
@@ -224,7 +264,7 @@ class WandbServer:
 
     def _project(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(given.get("name") or given.get("run") or "")
-        return {"id": "P", "name": given.get("project"), "run": run.answer() if run else None}
+        return {"id": "P", "name": given.get("project"), "run": run.answer() if run else None, "artifact": None}
 
     def _create_run_files(self, given: dict[str, Any]) -> dict[str, Any]:
         run = given.get("run") or given.get("name") or given.get("runName")
@@ -234,6 +274,58 @@ class WandbServer:
     def _notify_scriptable_run_alert(self, given: dict[str, Any]) -> dict[str, Any]:
         self.runs[given["runName"]].alerts.append((given["title"], given["text"]))
         return {"success": True}
+
+    def _create_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        name, digest = given["artifactCollectionName"], given["digest"]
+        versions = self.versions(name)
+        artifact = next((each for each in versions if each.digest == digest), None)
+        if artifact is None:
+            number, metadata = f"A{len(self.artifacts)}", json.loads(given.get("metadata") or "{}")
+            artifact = Artifact(number, name, given["artifactTypeName"], digest, metadata, given["runName"])
+            self.artifacts[number] = artifact
+        aliases = {each["alias"] for each in given.get("aliases") or ()} | {"latest"}
+        for each in self.artifacts.values():
+            if each.name == name:
+                each.aliases -= aliases
+        artifact.aliases |= aliases
+        state = "COMMITTED" if artifact.committed else "PENDING"
+        latest = {"id": versions[-1].id} if versions else None
+        return {"artifact": {"id": artifact.id, "state": state, "artifactSequence": {"latestArtifact": latest}}}
+
+    def _create_artifact_manifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        artifact = given.get("artifactID") or given["artifactManifestID"].removeprefix("M")
+        file = {"id": "F", "uploadUrl": f"{self.url}/artifacts/{artifact}/manifest", "uploadHeaders": []}
+        return {"artifactManifest": {"id": f"M{artifact}", "file": file}}
+
+    def _update_artifact_manifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self._create_artifact_manifest(given)
+
+    def _create_artifact_files(self, given: dict[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for each in given["artifactFiles"]:
+            artifact, path = each["artifactID"], f"/artifacts/{each['artifactID']}/files/{each['name']}"
+            urls = {"uploadUrl": self.url + path, "uploadHeaders": [], "uploadMultipartUrls": None}
+            nodes.append({"storagePath": path, "artifact": {"id": artifact}, **urls})
+        return {"files": {"edges": [{"node": node} for node in nodes]}}
+
+    def _commit_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[given["artifactID"]]
+        artifact.committed = True
+        return {"artifact": {"id": artifact.id, "digest": artifact.digest}}
+
+    def _artifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        found = self.artifacts[given["id"]]
+        project = {"id": "P", "internalId": "1", "name": "toys", "entity": {"name": ENTITY}}
+        of = {"__typename": "ArtifactSequence", "name": found.name, "project": project}
+        aliases = [{"__typename": "ArtifactAlias", "id": alias, "alias": alias} for alias in sorted(found.aliases)]
+        return {
+            "__typename": "Artifact", "id": found.id, "artifactSequence": of, "artifactType": {"name": found.type},
+            "versionIndex": list(self.artifacts).index(found.id), "metadata": json.dumps(found.metadata),
+            "aliases": [{**alias, "artifactCollection": of} for alias in aliases], "description": None, "tags": [],
+            "historyStep": None, "state": "COMMITTED", "size": 1, "digest": found.digest, "digestAlgorithm": None,
+            "commitHash": found.id, "fileCount": len(found.entries), "createdAt": TIME, "updatedAt": TIME,
+            "ttlDurationSeconds": -1, "ttlIsInherited": False,
+        }  # fmt: skip
 
     def _upsert_sweep(self, given: dict[str, Any]) -> dict[str, Any]:
         document = yaml.safe_load(given["config"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -46,10 +47,12 @@ class Checkpointing(Callback):
         facts: dict[str, Any],
         start: Start = START_ANEW,
         alive: Callable[[], None] = lambda: None,
+        saved: Callable[[Path], None] = lambda _: None,
     ) -> None:
         """Facts are plain values that go into every checkpoint: attempt, git SHA, W&B id.
 
-        While saves are waited for, which is no hang, ``alive`` is called now and then.
+        While saves are waited for, which is no hang, ``alive`` is called now and then; ``saved`` is told of each
+        checkpoint, as `Saver` says.
         """
         self._config = config
         self._directory = directory
@@ -57,6 +60,7 @@ class Checkpointing(Callback):
         self._facts = facts
         self._start = start
         self._alive = alive
+        self._told = saved
         self._agreement: Agreement | None = None
         self._pace = Pace(config.fault.check_every_n_steps)
         self._saves: Saves | None = None
@@ -85,6 +89,7 @@ class Checkpointing(Callback):
             writes=trainer.is_global_zero,
             retry_in=self._triggers.retry_in,
             alive=self._alive,
+            saved=self._told,
         )
         resumed = self._start.checkpoint
         if resumed is not None and resumed.parent.resolve() == self._directory.path.resolve():

@@ -14,6 +14,7 @@ from configs.schema import Config
 from datamodules.bars import Lines
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
 from trainer.batchnorm import BatchNormStatistics
+from trainer.checkpoint_artifacts import CheckpointArtifacts
 from trainer.checkpoint_files import CHECKPOINT
 from trainer.checkpointing import Checkpointing, Interrupted
 from trainer.checkpoints import CheckpointDirectory
@@ -74,8 +75,18 @@ def fit(
         commit = record_environment(run, attempt=attempt, world_size=world_size, resumed_from=start.checkpoint)
 
     watchdog = Watchdog(run.log_dir(attempt), processes.global_rank, timeout_s=config.fault.hang_timeout_s)
+    loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
+    artifacts = CheckpointArtifacts.of(config, run, loggers, flag) if _first(processes) else None
     facts = {"attempt": attempt, "git_sha": commit, "wandb_id": run.wandb_id(), "rollbacks": len(rollbacks.records)}
-    checkpointing = Checkpointing(config, checkpoints, flag, facts=facts, start=start, alive=watchdog.alive)
+    checkpointing = Checkpointing(
+        config,
+        checkpoints,
+        flag,
+        facts=facts,
+        start=start,
+        alive=watchdog.alive,
+        saved=artifacts.saved if artifacts is not None else lambda _: None,
+    )
     average = WeightAverage(config.ema) if config.ema.enabled else None
     metrics = TrainingMetrics(
         config,
@@ -97,7 +108,6 @@ def fit(
         *([StepTrace(config, run, attempt=attempt)] if config.trainer.profile_steps and _first(processes) else []),
         checkpointing,
     ]
-    loggers = build_loggers(config, run, resumed_step=start.step, validated=start.validated)
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule.next_batch = start.next_batch
     module = build_module(config, restored=start.checkpoint is not None)
@@ -107,6 +117,8 @@ def fit(
         module.set_distillation(Distillation(config, *build_teacher(config)))
     for tracker in _wandb(trainer):
         tracker.log_hyperparams(config.model_dump(mode="json"))
+    if artifacts is not None:
+        artifacts.begin(module.network)
     logger.info(
         "%s: %s, %d %s process%s, global batch %d",
         run.run_id,
@@ -122,6 +134,8 @@ def fit(
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
         exit_code = 0
         final.tell(trainer)
+        if artifacts is not None:
+            artifacts.trained()
     except Interrupted:
         interrupted = True
         for tracker in _wandb(trainer):
@@ -137,8 +151,12 @@ def fit(
         alert(trainer, "training failed", text)
         raise
     finally:
+        if artifacts is not None:
+            artifacts.close(wait=exit_code == 0)
         for tracker in _wandb(trainer):
             tracker.finish(exit_code)
+        if artifacts is not None:
+            artifacts.ended(done=exit_code == 0)
         if interrupted:
             # torchrun kills the others when the first process ends, and rank 0 may be at W&B's end still. All have the
             # checkpoint: whoever is lost from here on takes nothing back.

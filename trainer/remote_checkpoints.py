@@ -61,6 +61,16 @@ class RemoteCheckpoints:
         """URL of the checkpoint of a step."""
         return f"{self.url}/{step_name(step)}"
 
+    def reference(self, step: int, name: str) -> tuple[str, str | None]:
+        """URL of a file of a checkpoint, and its entity tag where the store has one.
+
+        Raises:
+            OSError: If it is not there.
+        """
+        found = self.filesystem.info(self._place(step, name))
+        etag = found.get("ETag") or found.get("etag")
+        return f"{self.named(step)}/{name}", str(etag).strip('"') if etag else None
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are whole, the newest first."""
         return sorted((step for step, names in self._listed().items() if MANIFEST in names), reverse=True)

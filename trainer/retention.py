@@ -67,6 +67,11 @@ class Retention:
             kept |= {step for number, step in first.items() if number > 0}
         return {each.step for each in old} - kept
 
+    def best_of(self, checkpoints: Sequence[Kept]) -> int | None:
+        """Step of the best one, of two that are equal the later; None if none was evaluated."""
+        ranked = sorted((each for each in checkpoints if each.value is not None), key=self._rank)
+        return ranked[0].step if ranked else None
+
     def _rank(self, kept: Kept) -> tuple[float, int]:
         assert kept.value is not None
         return (kept.value if self.monitor.endswith("loss") else -kept.value), -kept.step

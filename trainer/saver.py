@@ -43,11 +43,26 @@ class Saver:
     """Saves, uploads and prunes in a thread of its own, so that nothing of it runs beside another part of it."""
 
     def __init__(
-        self, directory: CheckpointDirectory, retention: Retention, remote: RemoteCheckpoints | None = None
+        self,
+        directory: CheckpointDirectory,
+        retention: Retention,
+        remote: RemoteCheckpoints | None = None,
+        *,
+        saved: Callable[[Path], None] = lambda _: None,
     ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            directory: Where to.
+            retention: What is kept.
+            remote: Where to as well.
+            saved: Called in the saver's thread with each checkpoint that is where it should be, before the next save
+                can remove it. It must not raise.
+        """
         self._directory = directory
         self._retention = retention
         self._remote = remote
+        self._told = saved
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._running: Future[Result] | None = None
         self._results: list[Result] = []
@@ -120,13 +135,16 @@ class Saver:
         return self._directory.commit(step, manifest={**manifest, "write_s": round(time.monotonic() - begun, 3)})
 
     def _uploaded(self, result: Result) -> Result:
-        if self._remote is None or result.path is None:
-            return result
+        assert result.path is not None
         remote, path = self._remote, result.path
+        if remote is None:
+            self._told(path)
+            return result
         try:
             _retried(f"upload of step {result.step}", lambda: remote.upload(path))
         except Exception as error:
             return replace(result, error=f"{remote.named(result.step)}: {reason(error)}")
+        self._told(path)
         try:
             remote.prune(self._retention, saved=result.step)
         except Exception as error:

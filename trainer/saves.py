@@ -56,6 +56,7 @@ class Saves:
         writes: bool,
         retry_in: Callable[[float], None],
         alive: Callable[[], None],
+        saved: Callable[[Path], None] = lambda _: None,
     ) -> None:
         """Make what writes, on the one rank that does.
 
@@ -66,6 +67,7 @@ class Saves:
             writes: Whether this is rank 0.
             retry_in: Called with the seconds after which a save that has failed is to be tried again.
             alive: Called now and then while saves are waited for, which is no hang.
+            saved: Told of each checkpoint that is where it should be, as `Saver` says.
         """
         self._config = config
         self._directory = directory
@@ -78,7 +80,7 @@ class Saves:
         self._saver: Saver | None = None
         if writes:
             remote = RemoteCheckpoints.of(config, directory.path.parent.name)
-            self._saver = Saver(directory, Retention.of(config), remote)
+            self._saver = Saver(directory, Retention.of(config), remote, saved=saved)
         self.saved_step: int | None = None
         self.stalled_s = 0.0
 

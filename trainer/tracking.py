@@ -6,7 +6,8 @@ from pytorch_lightning.loggers import Logger
 from configs.run import RunDirectory, read_json
 from configs.schema import Config
 from trainer.metrics_csv import MetricsCsv
-from trainer.wandb_logger import FINISH_TIMEOUT_S, INIT_TIMEOUT_S, SafeWandbLogger, sync_command
+from trainer.wandb_client import FINISH_TIMEOUT_S, INIT_TIMEOUT_S
+from trainer.wandb_logger import SafeWandbLogger, sync_command
 
 __all__ = ["FINISH_TIMEOUT_S", "MetricsCsv", "SafeWandbLogger", "alert", "build_loggers", "sync_command"]
 

@@ -24,6 +24,9 @@ def checkpoint_problems(config: Config) -> Iterator[Problem]:
     elif checkpoint.monitor is not None and "ema_" in checkpoint.monitor and not config.ema.enabled:
         accepted = "a metric of the raw weights, such as val/top1, beside ema.enabled = false"
         yield problem_with(config, "checkpoint.monitor", accepted, "ema.enabled")
+    if config.tracking.checkpoint_artifacts in ("best", "best_and_last") and checkpoint.keep_best is None:
+        accepted = "none, last or all: no best checkpoint is kept"
+        yield problem_with(config, "tracking.checkpoint_artifacts", accepted, "checkpoint.keep_best")
     if checkpoint.remote_dir is not None:
         protocol, _, rest = checkpoint.remote_dir.partition("://")
         if protocol in ("http", "https", "hf"):

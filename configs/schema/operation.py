@@ -112,6 +112,10 @@ class Tracking(Section):
     alert_data_wait_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     """Share of its time that training waits for data, in three rows of metrics in a row, at which the log and W&B are
     told once an attempt that input has stalled; None is never."""
+    checkpoint_artifacts: Literal["none", "best", "last", "best_and_last", "all"] = "none"
+    """Which checkpoints W&B gets as versions of the artifact `model-ID`, with aliases `latest`, `best` and `step-…`:
+    `all` as they are saved; the others when training is done: the best by `checkpoint.monitor`, the last, or both. With
+    `checkpoint.remote_dir` W&B gets references to the files there, not the files."""
     tensorboard: bool = False
     """Write TensorBoard's files too, to `tensorboard/` in the run directory (`pip install effnet[tensorboard]`)."""
     examples: Annotated[int, Field(ge=0, le=50)] | None = 12

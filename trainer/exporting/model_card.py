@@ -52,7 +52,7 @@ def model_card(
             f"# {run.run_id}",
             _summary(run, config, weights, parameters, classes),
             "## Use\n\n```python\nimport timm, torch\n" + "\n".join(how_to_load) + "\nmodel.eval()\n```",
-            "Images: " + _prepared(config),
+            "Images: " + _prepared(config, files),
             "## Files\n\n" + _table(("file", "holds"), list(files.items())),
             *_results(weights, metrics, _evaluations(run, weights), measured),
             *([f"## Training\n\n![Loss, accuracy, learning rate and throughput]({CURVES})"] if curves else []),
@@ -142,7 +142,8 @@ def _shown(shards: str | Sequence[str]) -> str:
     return shards if isinstance(shards, str) else ", ".join(shards)
 
 
-def _prepared(config: Config) -> str:
+def _prepared(config: Config, files: Mapping[str, str]) -> str:
+    also = " `config.json` has the same; ONNX files have it in their metadata." if "config.json" in files else ""
     about = preprocessing(config)
     channels, height, width = about["input_size"]
     if drawn := drawing(config):
@@ -155,7 +156,7 @@ def _prepared(config: Config) -> str:
     return (
         f"resized so that a crop of {height}x{width} out of the middle is {about['crop_pct']:g} of the short side "
         f"({about['interpolation']}), {channels} channels scaled to 0..1, less mean {about['mean']}, over standard "
-        f"deviation {about['std']}. `config.json` has the same; ONNX files have it in their metadata."
+        f"deviation {about['std']}.{also}"
     )
 
 

@@ -327,31 +327,54 @@ def test_disabled_tracking_keeps_metrics_csv_alone(toy_overrides: Overrides, tmp
 
 
 SERVICE_KILLED = """
-import os, signal, sys
+import os, sys, time
 import psutil
 from trainer.logs import logger
 from trainer.tracking import SafeWandbLogger
 
 tracker = SafeWandbLogger(id="abc", project="toys", save_dir=sys.argv[1], offline=True)
-tracker.log_metrics({"train/loss": 1.0}, step=1)
-assert not tracker.dead
-(service,) = (p for p in psutil.Process().children(recursive=True) if "core" in p.name())
-service.kill()
-service.wait()
-for step in range(2, 100):
-    tracker.log_metrics({"train/loss": 1.0}, step=step)
-tracker.log_hyperparams({"lr": 1})
+step = 0
+for _ in range(int(sys.argv[2])):
+    for _ in range(20):
+        step += 1
+        tracker.log_metrics({"train/loss": step / 10}, step=step)
+    assert not tracker.dead
+    (service,) = (p for p in psutil.Process().children(recursive=True) if "core" in p.name())
+    service.kill()
+    service.wait()
+    tracker.log_hyperparams({"lr": 1})
+    if tracker._beginner is not None:
+        tracker._beginner.join()
+for step in range(step + 1, step + 20):
+    tracker.log_metrics({"train/loss": step / 10}, step=step)
 tracker.finish(0)
-print("dead" if tracker.dead else "alive", flush=True)
+print("dead" if tracker.dead else "alive", step, flush=True)
 os._exit(0)
 """
 
 
-def test_the_end_of_wandbs_service_process_is_said_once_and_harms_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SERVICE_KILLED, str(tmp_path)]
+def test_wandb_is_begun_again_after_its_process_was_killed_and_no_row_is_lost(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVICE_KILLED, str(tmp_path), "2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
-    assert done.stdout.splitlines()[-1:] == ["dead"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["alive 59"], done.stderr
+    assert done.stderr.count("W&B's process has ended: it is begun again in the same run") == 1
+    assert done.stderr.count("W&B failed") == 0
+    parts = sorted((tmp_path / "wandb").glob("offline-run-*-abc"))
+    assert len(parts) == 3
+    found = [record["history"]["item"] for part in parts for record in inspect(part) if record["type"] == "history"]
+    assert {item["trainer/global_step"]: item["train/loss"] for item in found} == pytest.approx(
+        {step: step / 10 for step in range(1, 60)}
+    )
+
+
+@pytest.mark.slow
+def test_wandb_whose_process_is_killed_again_and_again_is_off_and_that_is_said_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVICE_KILLED, str(tmp_path), "4"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stdout.splitlines()[-1:] == ["dead 99"], done.stderr
+    assert done.stderr.count("W&B's process has ended: it is begun again in the same run") == 1
     assert done.stderr.count("W&B failed and is off for this attempt") == 1
 
 

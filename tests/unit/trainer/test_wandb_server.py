@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,29 +226,83 @@ def test_a_server_that_hangs_in_mid_run_holds_up_no_row_and_an_end_no_longer_tha
     assert [row["trainer/global_step"] for row in online.history] == list(range(1, 300))
 
 
+@pytest.mark.parametrize("away", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_wandbs_process_that_is_killed_in_a_run_is_begun_again_in_the_same_run(
+    away: bool,
+    server: WandbServer,
+    toy_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("trainer.tracking.INIT_TIMEOUT_S", 2.0)
+    run = new_run(toy_overrides(**ONLINE, trainer__max_steps=12), tmp_path)
+
+    def kill() -> None:
+        wait_for(lambda: run.metrics_file.exists() and max(losses(run), default=0) >= 4)
+        server.fault = 503 if away else None
+        (service,) = (each for each in psutil.Process().children(recursive=True) if "core" in each.name())
+        service.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    train(run)
+    killer.join()
+
+    assert list(losses(run)) == list(range(1, 13))
+    assert caplog.text.count("W&B") == 1
+    if away:
+        assert f"kept on disk, and to be sent by: {sync_command(run)}" in caplog.text
+    else:
+        assert "W&B's process has ended: it is begun again in the same run" in caplog.text
+        steps = [row["trainer/global_step"] for row in server.runs[run.wandb_id()].history if "train/loss" in row]
+        assert steps == list(range(1, 13))
+    server.fault = None
+    sync(run, server)
+    (online,) = server.runs.values()
+    assert_alike(online, run)
+
+
 FULL_DISK = """
-import os, sys
+import contextlib, os, sys, time
 from pathlib import Path
 from configs.run import RunDirectory
-from tests.disks import fill
 from trainer.wandb_logger import SafeWandbLogger, sync_command
 
-run = RunDirectory(Path(sys.argv[1]))
+run, room = RunDirectory(Path(sys.argv[1])), sys.argv[2] == "room"
 tracker = SafeWandbLogger(sync=sync_command(run), id="abc", project="toys", save_dir=str(run.path), offline=True)
-tracker.log_metrics({"train/loss": 1.0}, step=1)
-fill(run.path)
-for step in range(2, 3000):
+filler = run.path / "filler"
+for step in range(1, 400):
     tracker.log_metrics({f"value/{number}": step / 7 for number in range(20)}, step=step)
+    if step == 100:
+        # In the second in which W&B writes what came before.
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+    if step == 300 and room:
+        time.sleep(2.0)
+        filler.unlink()
 tracker.finish(0)
 print("went on", flush=True)
 os._exit(0)
 """
 
 
-def test_a_full_disk_does_not_stop_what_logs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ["room", "no room"])
+def test_rows_of_a_run_that_is_kept_on_disk_wait_for_room_on_a_full_one(
+    ends: str, server: WandbServer, tmp_path: Path
+) -> None:
     variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    with small_disk(tmp_path / "run", size_bytes=2_000_000) as place:
-        command = [sys.executable, "-c", FULL_DISK, str(place)]
+    with small_disk(tmp_path / "run", size_bytes=4_000_000) as place:
+        command = [sys.executable, "-c", FULL_DISK, str(place), ends]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-        assert list(place.rglob("*.wandb"))
-    assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr
+        assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr
+        assert done.stderr.count("the disk is full: rows of W&B wait for room") == 1
+        if ends == "no room":
+            assert "the disk has had no room for 299 rows of W&B, of steps 101 to 399" in done.stderr
+            return
+        assert "no room" not in done.stderr
+        sync(RunDirectory(place), server)
+    (online,) = server.runs.values()
+    rows = {row["trainer/global_step"]: row["value/0"] for row in online.history}
+    assert rows == pytest.approx({step: step / 7 for step in range(1, 400)})
