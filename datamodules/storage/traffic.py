@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Counts(NamedTuple):
@@ -38,22 +39,24 @@ class Traffic:
     """The counts of so many workers. Made before they start; goes to them with what they are given."""
 
     def __init__(self, workers: int) -> None:
+        import torch  # not for commands that count nothing
+
         self._rows = torch.zeros(workers, len(Counts._fields), dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
 
     def writer(self, worker: int) -> "TrafficWriter":
         """In a worker's process: where it counts. One of an earlier process may have been there before."""
-        return TrafficWriter(self._rows[worker])
+        return TrafficWriter(self._rows[worker].numpy())
 
     def total(self) -> Counts:
         """Of all workers."""
-        return Counts(*self._rows.sum(0).tolist())
+        return Counts(*self._rows.numpy().sum(0).tolist())
 
 
 class TrafficWriter:
     """A worker's row, for all threads of its process."""
 
-    def __init__(self, row: torch.Tensor) -> None:
-        self._row = row.numpy()  # an item of a tensor costs ten times as much to change
+    def __init__(self, row: NDArray[np.float64]) -> None:
+        self._row = row
         self._lock = threading.Lock()
 
     def add(
