@@ -35,7 +35,8 @@ FIXED: Final = re.compile(
 YOUNGER: Final = re.compile(
     r"loss\.(name|bce_.*)|data\.augmentation\.aug_(splits|repeats)|optimizer\.layer_decay|distillation\..*|progressive\..*"
     r"|trainer\.(matmul_precision|compile|ddp_comm_hook|sync_batchnorm)|model\.stages|data\.eval_image_size"
-    r"|data\.modality|data\.text\..*|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)|deepspeed\.offload_optimizer"
+    r"|data\.modality|data\.(audio|text)\..*|deepspeed\.offload_optimizer"
+    r"|scheduler\.(decay_milestones|monitor|patience_validations|kwargs)"
 )
 # What decides when and on what a network is validated, by which the schedule `plateau` goes.
 MEASURED: Final = re.compile(r"data\.(val_shards|eval_image_size)|trainer\.check_val_every_n_epoch")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from configs.problems import ConfigError, DataError, UnreachableError
 from configs.run import EXIT_DO_NOT_RETRY
-from datamodules import digits, python_texts
+from datamodules import digits, python_texts, spoken_digits
 from datamodules.bars import progress_on
 from datamodules.indexing.index_files import index_file
 from datamodules.indexing.splits import open_split
@@ -27,6 +27,7 @@ from datamodules.inspecting.commands import (
     verify,
 )
 from datamodules.making.command import build
+from datamodules.making.shards import is_built
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make and check WebDataset shards.")
 console = Console(stderr=True)
@@ -60,7 +61,7 @@ def build_digits(
     out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
 ) -> None:
     """Write shards of scikit-learn's handwritten digits, unless they are there (needs the demo extra)."""
-    if digits.is_built(out_dir):
+    if is_built(out_dir):
         return
     with progress_on(console, quiet=quiet)(
         "writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS
@@ -73,11 +74,23 @@ def build_python_texts(
     out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
 ) -> None:
     """Write shards of the standard library's texts by kind (code, comments, …), unless they are there."""
-    if python_texts.is_built(out_dir):
+    if is_built(out_dir):
         return
     shards = python_texts.TRAIN_SHARDS + python_texts.VALIDATION_SHARDS
     with progress_on(console, quiet=quiet)("writing shards", shards) as progress:
         python_texts.build(out_dir, progress)
+
+
+@app.command(name="spoken-digits")
+def build_spoken_digits(
+    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
+) -> None:
+    """Write shards of digits that espeak-ng says, unless they are there (needs the speech extra)."""
+    if is_built(out_dir):
+        return
+    shards = spoken_digits.TRAIN_SHARDS + spoken_digits.VALIDATION_SHARDS
+    with progress_on(console, quiet=quiet)("writing shards", shards) as progress:
+        spoken_digits.build(out_dir, progress)
 
 
 def main() -> None:

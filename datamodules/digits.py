@@ -13,25 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from configs.problems import DataError
-from datamodules.making.shards import Image, read_info, write_classes, write_split
+from datamodules.making.shards import Image, write_classes, write_split
 from datamodules.streaming.order import permutation
 
 TRAIN_SHARDS, VALIDATION_SHARDS = 16, 4
 VALIDATION_SHARE = 0.2
 IMAGE_SIZE = 32
 SEED = 0
-
-
-def is_built(out_dir: Path) -> bool:
-    """Whether all shards are there: the training split is written last.
-
-    Raises:
-        DataError: If the folder's ``_info.json`` is damaged.
-    """
-    splits = read_info(out_dir)["splits"]
-    return "train" in splits and all(
-        (out_dir / name).is_file() for split in splits.values() for name in split["filenames"]
-    )
 
 
 def build(out_dir: Path, progress: Callable[[int], None] | None = None) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from datamodules.making.shards import Image, read_info, write_classes, write_split
+from datamodules.making.shards import Image, write_classes, write_split
 from datamodules.streaming.order import permutation
 
 KINDS: Final = ("code", "comment", "docstring", "manual")
@@ -32,18 +32,6 @@ LONG_LINE = 40
 SEED = 0
 _ELSEWHERE: Final = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 """Folders that are no part of the library, or not everywhere, or hold tables."""
-
-
-def is_built(out_dir: Path) -> bool:
-    """Whether all shards are there: the training split is written last.
-
-    Raises:
-        DataError: If the folder's ``_info.json`` is damaged.
-    """
-    splits = read_info(out_dir)["splits"]
-    return "train" in splits and all(
-        (out_dir / name).is_file() for split in splits.values() for name in split["filenames"]
-    )
 
 
 def build(out_dir: Path, progress: Callable[[int], None] | None = None) -> None:

@@ -127,7 +127,7 @@ def doctor(
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def shards(context: typer.Context) -> None:
-    """Make and check WebDataset shards (build, verify, info, index, digits, python-texts)."""
+    """Make and check WebDataset shards (build, verify, info, index, digits, python-texts, spoken-digits)."""
     os.execv(sys.executable, [sys.executable, "-m", "datamodules", *context.args])
 
 

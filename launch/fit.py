@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +25,8 @@ from launch.restarts import Restarts
 from launch.supervisor import GRACE_S, agent_environment, described, run_command, trainer_command
 
 console = Console(stderr=True, soft_wrap=True)  # paths and commands stay whole, to be copied
+PACKAGES = {"audio": ("soundfile", "torchaudio")}
+"""What a modality needs beyond effnet itself: the extra of its name."""
 LOST = "ended without a word: its launcher was killed, or the machine went down"
 
 
@@ -144,7 +147,7 @@ def check_machine(config: Config, devices: int, *, command: str = "effnet fit") 
     Raises:
         ConfigError: If it cannot.
     """
-    problems = []
+    problems = [*missing_extra(config)]
     trainer, micro = config.trainer, config.data.micro_batch_size
     if trainer.num_nodes > 1:
         problems.append(
@@ -174,6 +177,15 @@ def check_machine(config: Config, devices: int, *, command: str = "effnet fit") 
         problems.append(Problem(key="data.global_batch_size", received=size, accepted=accepted))
     if problems:
         raise ConfigError(problems)
+
+
+def missing_extra(config: Config) -> Iterator[Problem]:
+    """What the modality of a configuration needs and this machine lacks."""
+    modality = config.data.modality
+    missing = [name for name in PACKAGES.get(modality, ()) if find_spec(name) is None]
+    if missing:
+        accepted = f"another, or {' and '.join(missing)} beside it: pip install 'effnet[{modality}]'"
+        yield Problem(key="data.modality", received=shown(modality), accepted=accepted)
 
 
 def prepare(config: Config) -> None:

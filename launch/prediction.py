@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory
 from launch.devices import count_gpus
-from launch.fit import in_processes
+from launch.fit import in_processes, missing_extra
 
 STDIN = "-"
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -37,8 +37,9 @@ def predict(
         ConfigError: If there is no such run, or the file has no suffix that is known.
     """
     directory = RunDirectory.find(run)
-    gpus = count_gpus() if directory.load_config().trainer.accelerator != "cpu" else 0
-    problems = []
+    config = directory.load_config()
+    gpus = count_gpus() if config.trainer.accelerator != "cpu" else 0
+    problems = [*missing_extra(config)]
     if out is not None and out.suffix not in SUFFIXES:
         problems.append(Problem(key="--out", received=str(out), accepted=f"a file that ends in {', '.join(SUFFIXES)}"))
     if devices is not None and gpus and devices > gpus:

@@ -10,7 +10,7 @@ from configs.problems import ConfigError, Problem, shown
 from configs.run import RunDirectory
 from configs.schema import Config
 from launch.devices import count_gpus
-from launch.fit import in_processes
+from launch.fit import in_processes, missing_extra
 
 TIMMS = re.compile(r"(hf-hub|local-dir):.+|(tf_|test_|gc_)?efficientnet\w*(\.\w+)?")
 """What is no run: a name of timm's. Its other networks go by ``timm:NAME``."""
@@ -66,6 +66,7 @@ def validate(named: str, options: Options) -> int:
     crops = _list(options.crop_pct, float, "--crop-pct", CROP_ACCEPTED, problems, lambda value: 0.01 <= value <= 1)
     gpus = count_gpus() if config is None or config.trainer.accelerator != "cpu" else 0
     problems += _problems(subject, options, gpus)
+    problems += missing_extra(config) if config is not None else ()
     if problems:
         raise ConfigError(problems)
     folder = options.out or (subject.run.path if subject.run is not None else Path())

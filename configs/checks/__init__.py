@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from configs.checks.audio import audio_problems
 from configs.checks.data import address_problems, batch_problems, decoder_problems, image_problems, repeat_problems
 from configs.checks.launch import kubernetes_problems, launch_problems
 from configs.checks.modality import modality_problems
@@ -53,6 +54,7 @@ CHECKS: tuple[Check, ...] = (
     decoder_problems,
     modality_problems,
     text_problems,
+    audio_problems,
     model_problems,
     loss_problems,
     distillation_problems,

@@ -13,7 +13,7 @@ IMAGES_ONLY: Final = ("scale", "ratio", "hflip", "vflip", "color_jitter", "rotat
 OFF: Final = (0, None)
 
 
-SECTIONS: Final[tuple[Modality, ...]] = ("text",)
+SECTIONS: Final[tuple[Modality, ...]] = ("text", "audio")
 """Modalities that have a section of `data` to themselves, which has their name."""
 
 

@@ -1,5 +1,6 @@
 """Every setting of a run: its type, meaning, unit and default. Checked one by one here, together in configs/checks."""
 
+from configs.schema.audio import Audio
 from configs.schema.data import Augmentation, Data
 from configs.schema.launch import Hardware, Kubernetes, Launch, Slurm, Ssh, Volume
 from configs.schema.model import Model, Stage
@@ -9,6 +10,7 @@ from configs.schema.text import Text
 from configs.schema.training import Deepspeed, Distillation, Ema, Loss, Optimizer, Progressive, Scheduler, Trainer
 
 __all__ = [
+    "Audio",
     "Augmentation",
     "Config",
     "Data",

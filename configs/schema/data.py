@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from configs.schema.audio import Audio
 from configs.schema.section import (
     AugmentationPolicy,
     Fraction,
@@ -63,11 +64,12 @@ class Data(Section):
     val_shards: str | tuple[str, ...]
     """Shards of the validation split, in the same forms."""
     modality: Modality = "image"
-    """What samples are, and how they become what the network sees: `image` decodes pictures; `text` draws
-    texts (`txt`, UTF-8) as grey pictures, by `data.text` in place of crops and augmentation (docs/modalities.md)."""
-    prepare: Literal["digits", "python-texts"] | None = None
-    """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra), or texts
-    of Python's standard library by what they are."""
+    """What samples are, and how they become what the network sees: `image` decodes pictures; `text` draws texts (`txt`,
+    UTF-8), and `audio` the spectrograms of recordings (`wav`, `flac`), as grey pictures, by `data.text` or `data.audio`
+    in place of crops and augmentation (docs/modalities.md)."""
+    prepare: Literal["digits", "python-texts", "spoken-digits"] | None = None
+    """Data set to make where shards are missing: scikit-learn's handwritten digits (needs the `demo` extra), texts of
+    Python's standard library by what they are, or digits that espeak-ng says (needs `speech`)."""
     num_classes: PositiveInt = 1000
     """Labels are 0 to num_classes - 1 (ImageNet-1k)."""
     global_batch_size: PositiveInt = 256
@@ -121,3 +123,4 @@ class Data(Section):
     """Channel standard deviations in 0..1; None is ImageNet's."""
     augmentation: Augmentation = Augmentation()
     text: Text = Text()
+    audio: Audio = Audio()

@@ -25,7 +25,7 @@ AugmentationPolicy = Annotated[
 ]
 """timm's string of an augmentation policy, or `trivial`."""
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "audio"]
 """What the samples of shards are."""
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

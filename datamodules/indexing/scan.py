@@ -25,7 +25,11 @@ from datamodules.storage.locations import Shard, Url
 from datamodules.storage.stats import Stat
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": IMAGE_EXTENSIONS, "text": ("txt",)}
+EXTENSIONS: dict[Modality, tuple[str, ...]] = {
+    "image": IMAGE_EXTENSIONS,
+    "text": ("txt",),
+    "audio": ("wav", "flac"),
+}
 """Of each modality, under which a sample may be: the first of them that it has."""
 LASTING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What running again does not help. Other errors of a file system (a mount that is gone for a moment) may pass."""

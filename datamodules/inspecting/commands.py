@@ -118,7 +118,9 @@ def _draw(file: Path, split: str, index: ShardIndex, seed: int, cache: ShardCach
     samples = list(random_samples(index, IMAGES, seed=seed, cache=cache))
     classes = class_names(index.shards[0], cache)
     count = len(classes) if classes is not None else len(np.unique(index.labels))
-    shown = f"{len(samples)} of {len(index):,} {index.modality}s at random, seed {seed} · {count:,} classes"
+    shown = (
+        f"{len(samples)} of {len(index):,} {KINDS[index.modality].plural} at random, seed {seed} · {count:,} classes"
+    )
     contents = contact_sheet(samples, classes, title=split, subtitle=f"{shown} · {len(index.shards):,} shards")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(contents)
@@ -141,7 +143,7 @@ def _print(out: Console, split: str, found: Survey, classes: list[str] | None) -
         "samples of a class": found.class_samples,
     }
     for number, (name, values) in enumerate(found.figures.items()):
-        rows[name if number else f"{name} ({len(values):,} {found.modality}s)"] = values
+        rows[name if number else f"{name} ({len(values):,} {KINDS[found.modality].plural})"] = values
     rows[f"bytes of {KINDS[found.modality].name}"] = found.sample_bytes
     for label, values in rows.items():
         table.add_row(label, *(f"{value:,}" for value in quantiles(values)))

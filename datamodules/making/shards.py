@@ -205,6 +205,18 @@ def update_info(out_dir: Path, split: str, shard_samples: Mapping[str, int] | No
         write_atomically(path, json.dumps(info, indent=2) + "\n")
 
 
+def is_built(out_dir: Path) -> bool:
+    """Whether all shards are there of a folder whose training split is written last.
+
+    Raises:
+        DataError: If the folder's ``_info.json`` is damaged.
+    """
+    splits = read_info(out_dir)["splits"]
+    return "train" in splits and all(
+        (out_dir / name).is_file() for split in splits.values() for name in split["filenames"]
+    )
+
+
 def lock_if_possible(stack: ExitStack, path: Path, *, wait: bool) -> bool:
     """Hold a lock until the stack is left; whether nobody else has it. Some clusters' file systems have no locks."""
     try:

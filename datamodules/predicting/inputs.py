@@ -16,6 +16,7 @@ from datamodules.storage.locations import is_remote
 SUFFIXES: dict[Modality, frozenset[str]] = {
     "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}),
     "text": frozenset({".txt"}),
+    "audio": frozenset({".wav", ".flac"}),
 }
 """Of the files in a folder that are taken for images; a file that is named itself may have any."""
 SHARD = ".tar"

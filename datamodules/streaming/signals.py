@@ -71,7 +71,25 @@ class _Drawn:
         return torch.from_numpy(self._drawing.draw(text)).unsqueeze(0)
 
 
+def _read_recording(contents: bytes, in_chans: int) -> Any:
+    from datamodules.audio.decoding import Recording  # needs an extra, as what draws it does
+
+    assert in_chans == 1
+    return Recording(contents)
+
+
+def _spectrogram(data: Data, image_size: int, *, augment: bool) -> PictureTransform:
+    from datamodules.audio.spectrogram import Spectrogram
+
+    return Spectrogram(data.audio, image_size, augment=augment)
+
+
+def _training_spectrogram(data: Data, image_size: int) -> PictureTransform:
+    return _spectrogram(data, image_size, augment=data.augmentation.enabled)
+
+
 SIGNALS: Final[Mapping[Modality, Signal]] = {
     "image": Signal(_read_image, training_transform, evaluation_transform),
     "text": Signal(_read_text, partial(_Drawn, randomly=True), partial(_Drawn, randomly=False)),
+    "audio": Signal(_read_recording, _training_spectrogram, partial(_spectrogram, augment=False)),
 }

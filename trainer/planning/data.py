@@ -22,6 +22,10 @@ PYTHON_TEXTS: Final = (2_312, 480)
 """As `datamodules.python_texts` splits those of Python 3.11; other versions have a few more or less."""
 TEXT_BYTES: Final = 2_560
 """A passage and its label: two headers and three blocks of a tar file."""
+SPOKEN_DIGITS: Final = (2_860, 600)
+"""As `datamodules.spoken_digits` says them."""
+SPOKEN_DIGIT_BYTES: Final = 21_600
+"""A recording and its label, on average."""
 ATTEMPTS, TIMEOUT_S = 1, 10.0
 """Of a server that is asked for a list of shards: a plan does not wait."""
 
@@ -70,6 +74,9 @@ def find_samples(data: Data, given: int | None) -> Samples:
         training_texts, validation_texts = PYTHON_TEXTS
         source = "the texts of Python 3.11"
         return Samples(training=training_texts, validation=validation_texts, bytes_each=TEXT_BYTES, source=source)
+    if data.prepare == "spoken-digits":
+        said, heard = SPOKEN_DIGITS
+        return Samples(training=said, validation=heard, bytes_each=SPOKEN_DIGIT_BYTES, source="espeak-ng's digits")
     if data.num_classes == 1000 and "imagenet" in str(data.train_shards).lower():
         source = "ImageNet-1k, by the name of data.train_shards"
         return Samples(training=IMAGENET[0], validation=IMAGENET[1], bytes_each=PHOTOGRAPH_BYTES, source=source)

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from datamodules.inspecting.contact_sheet import Cell, cell, draw_cells, name_and_id
+from datamodules.inspecting.kinds import KINDS
 from datamodules.predicting.images import InputImages
 from trainer.predicting.answers import Answer
 
@@ -31,7 +32,7 @@ def prediction_sheet(
         else:
             note += f"is {name_and_id(answer.label, classes)[0]}"
         cells.append(_cell(images, answer, name, note))
-    return draw_cells(cells, title=title, subtitle=f"{len(answers)} of {of:,} {images.modality}s")
+    return draw_cells(cells, title=title, subtitle=f"{len(answers)} of {of:,} {KINDS[images.modality].plural}")
 
 
 def _cell(images: InputImages, answer: Answer, name: str, note: str) -> Cell:

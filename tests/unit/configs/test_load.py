@@ -158,7 +158,7 @@ def test_a_whole_number_does_for_a_float() -> None:
         ("trainer.devices=-1", "a whole number above 0, or auto"),
         ("trainer.max_steps=-1", "a whole number above 0, or null"),
         ("trainer.precision=bf16", "32-true, bf16-mixed or 16-mixed"),
-        ("data.prepare=mnist", "digits, or null"),
+        ("data.prepare=mnist", "digits, python-texts or spoken-digits, or null"),
         ("data.train_shards=", "text, or a list, each text"),
         ("data.train_shards=[a, 5]", "text, or a list, each text"),
         ("data.train_shards={a: b}", "text, or a list, each text"),

@@ -3,12 +3,17 @@
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from configs.load import load_config
+from configs.problems import ConfigError
 from configs.run import EXIT_DO_NOT_RETRY, RunDirectory
+from launch.fit import fit
+from launch.prediction import predict
+from launch.validation import Options, validate
 from tests.unit.configs.loading import config_of
 from tests.unit.launch.commands import COMMANDS, MINIMAL, effnet
 
@@ -148,6 +153,32 @@ def test_a_mistake_ends_fit_before_anything_is_written(arguments: list[str], say
     assert "Traceback" not in done.stderr
     assert says in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lacking", [("soundfile",), ("soundfile", "torchaudio")])
+@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+def test_what_recordings_need_is_asked_for_before_anything_is_started(
+    command: str, lacking: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in lacking:
+        monkeypatch.setitem(sys.modules, name, None)
+    audio = [*MINIMAL, "data.modality=audio", "model.in_chans=1", f"runs_dir={tmp_path}", "run_id=mine"]
+    run = RunDirectory(tmp_path / "mine")
+    if command != "fit":
+        run.freeze(load_config([], audio).config)
+    start = {
+        "fit": partial(fit, [], audio, None),
+        "validate": partial(validate, str(run.path), Options()),
+        "predict": partial(predict, str(run.path), ["a.wav"], stdin=(), devices=None, out=None, options=()),
+    }[command]
+    with pytest.raises(ConfigError) as caught:
+        start()
+
+    (problem,) = caught.value.problems
+    assert problem.key == "data.modality"
+    assert problem.accepted == f"another, or {' and '.join(lacking)} beside it: pip install 'effnet[audio]'"
+    assert not list((run.path / "logs").glob("*"))
+    assert run.path.exists() == (command != "fit")
 
 
 @pytest.mark.parametrize("command", ["validate", "export"])

@@ -11,6 +11,7 @@ from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.making.shards import write_split
 from tests.conftest import NUM_CLASSES
+from tests.unit.recordings import recording_samples
 from tests.unit.texts import text_samples
 from tests.unit.trainer.runs import checkpoint, rows, train, weights
 from trainer.network import build_network, image_size
@@ -27,10 +28,12 @@ def by_stem(path: Path) -> str:
 @pytest.fixture(scope="module")
 def toys(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of toy shards, by what their samples are."""
-    texts = tmp_path_factory.mktemp("texts")
-    write_split(text_samples(32), texts, name="toy", split="train", num_shards=4, seed=1)
-    write_split(text_samples(16, first=1000), texts, name="toy", split="validation", num_shards=2, seed=1)
-    return {"image": shards, "text": texts}
+    folders = {"image": shards}
+    for modality, samples in (("text", text_samples), ("audio", recording_samples)):
+        folder = folders[modality] = tmp_path_factory.mktemp(modality)
+        write_split(samples(32), folder, name="toy", split="train", num_shards=4, seed=1)
+        write_split(samples(16, first=1000), folder, name="toy", split="validation", num_shards=2, seed=1)
+    return folders
 
 
 def small(path: Path, toys: dict[str, Path], runs_dir: Path) -> Config:

@@ -19,7 +19,7 @@ from timm.data.readers.reader_wds import ReaderWds, _load_info, _parse_split_inf
 from configs.problems import DataError
 from datamodules import digits
 from datamodules.indexing.building import build_index
-from datamodules.making.shards import Image, write_classes, write_split
+from datamodules.making.shards import Image, is_built, write_classes, write_split
 from tests.conftest import pictures
 
 
@@ -194,7 +194,7 @@ def test_a_folder_with_a_damaged_info_file_is_refused_and_it_stays(text: bytes, 
     with pytest.raises(DataError, match=r"_info\.json: not .*: remove it"):
         write_classes(tmp_path, ["a"])
     with pytest.raises(DataError, match=r"_info\.json: not .*: remove it"):
-        digits.is_built(tmp_path)
+        is_built(tmp_path)
     assert (tmp_path / "_info.json").read_bytes() == text
 
 
@@ -203,12 +203,12 @@ def test_a_folder_with_a_damaged_info_file_is_refused_and_it_stays(text: bytes, 
 
 def test_the_digits_are_all_there_once_in_both_splits_and_built_alike(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    assert not digits.is_built(a)
+    assert not is_built(a)
     progress: list[int] = []
     digits.build(a, progress.append)
     digits.build(b)
     assert sum(progress) == 20
-    assert digits.is_built(a)
+    assert is_built(a)
     assert hashes(a) == hashes(b)
     train = build_index(sorted(a.glob("digits-train-*.tar")))
     validation = build_index(sorted(a.glob("digits-validation-*.tar")))
@@ -222,8 +222,8 @@ def test_the_digits_are_all_there_once_in_both_splits_and_built_alike(tmp_path: 
 def test_digits_are_not_built_while_a_shard_or_a_split_is_missing(tmp_path: Path) -> None:
     write = partial(write_split, out_dir=tmp_path, name="digits", num_shards=2, seed=0)
     write(pictures(4), split="validation")
-    assert not digits.is_built(tmp_path)
+    assert not is_built(tmp_path)
     write(pictures(4), split="train")
-    assert digits.is_built(tmp_path)
+    assert is_built(tmp_path)
     (tmp_path / "digits-validation-00001.tar").unlink()
-    assert not digits.is_built(tmp_path)
+    assert not is_built(tmp_path)

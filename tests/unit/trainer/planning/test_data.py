@@ -8,8 +8,9 @@ from configs.problems import ConfigError
 from datamodules.indexing.index_files import beside
 from datamodules.indexing.opening import open_index
 from datamodules.indexing.urls import expand
+from datamodules.spoken_digits import TRAIN_SPEAKERS, TRAIN_TAKES, VALIDATION_SPEAKERS, planned
 from tests.unit.trainer.settings import settings
-from trainer.planning.data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, PYTHON_TEXTS, find_samples
+from trainer.planning.data import DIGITS, IMAGENET, PHOTOGRAPH_BYTES, PYTHON_TEXTS, SPOKEN_DIGITS, find_samples
 
 
 def test_the_index_says_how_many_there_are_and_how_large(shards: Path) -> None:
@@ -61,6 +62,10 @@ def test_data_sets_that_are_known_need_no_index() -> None:
     assert (find_samples(digits, None).training, find_samples(digits, None).validation) == DIGITS
     texts = find_samples(settings(data__prepare="python-texts", data__num_classes=4).data, None)
     assert (texts.training, texts.validation, texts.source) == (*PYTHON_TEXTS, "the texts of Python 3.11")
+    spoken = find_samples(settings(data__prepare="spoken-digits", data__num_classes=10).data, None)
+    assert (spoken.training, spoken.validation) == SPOKEN_DIGITS
+    takes = [len(list(planned(*each))) for each in ((TRAIN_SPEAKERS, TRAIN_TAKES), (VALIDATION_SPEAKERS, 6))]
+    assert takes == [*SPOKEN_DIGITS]
 
 
 def test_data_that_nothing_is_known_of_needs_a_number() -> None:

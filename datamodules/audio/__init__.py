@@ -1,0 +1,1 @@
+"""From the bytes of a recording to a picture: decoding, log-mel spectrograms, SpecAugment."""
