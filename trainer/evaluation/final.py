@@ -23,8 +23,6 @@ TRIES = 2
 """Times that outputs are made into figures, where a run is killed while it does so: it may be what killed it."""
 MOST_CLASSES = 5_000
 """Classes up to which a run tells of each: a confusion matrix of more takes more than 200 MB of memory."""
-IMPATIENT = {"download_attempts": 2, "download_timeout_s": 10.0}
-"""Of settings of the data: a run that is done does not wait for long for names of classes and keys of samples."""
 
 
 class FinalValidation(Callback):
@@ -128,7 +126,7 @@ class FinalValidation(Callback):
         return None
 
     def _tell(self, trainer: Trainer, file: Path) -> None:
-        from datamodules.inspecting.shards import names_of_classes
+        from datamodules.inspecting.shards import IMPATIENT, names_of_classes
         from trainer.evaluation.figures import figures
         from trainer.evaluation.pictures import described
         from trainer.evaluation.results import Evaluation, Result, Setting, write
