@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from datamodules.indexing.splits import shard_cache
+from datamodules.streaming.transforms import shown_share
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.samples import WEIGHTS, Outputs, SampleTable
@@ -102,7 +103,7 @@ class FinalValidation(Callback):
             "step": trainer.global_step,
             "index_hash": datamodule.val_index.digest,
             "image_size": datamodule.eval_image_size,
-            "crop_pct": datamodule.data.crop_pct,
+            "crop_pct": shown_share(datamodule.data),
             "devices": trainer.world_size,
         }
         for prefix, outputs in table.outputs.items():
