@@ -16,6 +16,7 @@ from datamodules.making.shards import write_split
 from datamodules.streaming.signals import SIGNALS
 from tests.unit.texts import passage, text_samples
 from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, train, weights
+from trainer.artifact_snapshots import card_of
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.command import Request, validate
@@ -143,3 +144,7 @@ def test_an_exported_folder_says_how_its_pictures_are_drawn(run: RunDirectory, t
     card = (tmp_path / "README.md").read_text()
     assert "text drawn by effnet in 64x64 (font null, rows 8, columns 16," in card
     assert "resized" not in card
+    assert "`config.json` has the same" in card
+    of_artifact = card_of(run, run.load_config(), CheckpointDirectory(run.checkpoints).chosen(None), parameters=1)
+    assert "text drawn by effnet in 64x64 (font null, rows 8, columns 16," in of_artifact
+    assert "config.json" not in of_artifact  # it is not among a checkpoint's files
