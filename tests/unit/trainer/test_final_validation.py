@@ -196,6 +196,19 @@ def test_a_folder_that_cannot_be_written_is_in_nobodys_way(
     assert again.latest_checkpoint() == "step-000000017"
 
 
+def test_curves_that_cannot_be_drawn_do_not_take_the_end_back(
+    trained: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = as_killed_after(trained, tmp_path, step=15)
+    (again.path / "curves.png").unlink()
+    (again.path / "curves.png").mkdir()
+
+    train(again, attempt=1)
+
+    assert "curves.png is not drawn: IsADirectoryError" in caplog.text
+    assert again.latest_checkpoint() == "step-000000017"
+
+
 def test_nothing_is_written_where_it_is_not_wanted(toy_overrides: Overrides, tmp_path: Path) -> None:
     run = new_run(toy_overrides(trainer__max_steps=2, tracking__examples=None), tmp_path)
     train(run)
