@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from datamodules.indexing.splits import shard_cache
+from datamodules.storage.locations import public_name
 from datamodules.streaming.transforms import shown_share
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.extremes import Examples
@@ -158,7 +159,7 @@ class FinalValidation(Callback):
             subject=self._run.run_id,
             checkpoint=str(CheckpointDirectory(self._run.checkpoints).named(step)),
             step=step,
-            shards=tuple(map(str, index.shards)),
+            shards=tuple(map(public_name, index.shards)),
             index_hash=index.digest,
             num_classes=data.num_classes,
             class_names=names_of_classes(data),
