@@ -14,7 +14,6 @@ from typing import Any
 
 from configs.run import RunDirectory, read_json, write_atomically
 from configs.schema import Config
-from datamodules.inspecting.shards import names_of_classes
 from trainer.checkpoint_files import CHECKPOINT, MANIFEST, WEIGHTS
 from trainer.exporting.model_card import model_card
 from trainer.exporting.timm_layout import how_to_load
@@ -122,7 +121,9 @@ def left(folder: Path) -> list[Snapshot]:
     return found
 
 
-def card_of(run: RunDirectory, config: Config, checkpoint: Path, *, parameters: int) -> str:
+def card_of(
+    run: RunDirectory, config: Config, checkpoint: Path, *, parameters: int, classes: Sequence[str] | None = None
+) -> str:
     """The model card of a checkpoint's weights: the averaged ones, where there are some."""
     manifest = read_json(checkpoint / MANIFEST)
     kind = "ema" if config.ema.enabled else "raw"
@@ -136,7 +137,7 @@ def card_of(run: RunDirectory, config: Config, checkpoint: Path, *, parameters: 
         config,
         weights,
         how_to_load=_how_to_load(config, kind, whole=WEIGHTS in manifest["files"]),
-        classes=names_of_classes(config.data),
+        classes=classes,
         parameters=parameters,
         files=files,
         measured=(),

@@ -5,6 +5,7 @@ import shlex
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from configs.run import RunDirectory
 from configs.schema import Config
+from datamodules.inspecting.shards import IMPATIENT, names_of_classes
 from trainer import artifact_snapshots
 from trainer.artifact_snapshots import Snapshot
 from trainer.checkpoint_files import is_step_name, metric, step_of
@@ -120,7 +122,9 @@ class CheckpointArtifacts:
                 checkpoint,
                 aliases=["latest", *(["best"] if best else []), checkpoint.name],
                 offline=self._tracker.is_offline,
-                card=artifact_snapshots.card_of(self._run, self._config, checkpoint, parameters=self._parameters),
+                card=artifact_snapshots.card_of(
+                    self._run, self._config, checkpoint, parameters=self._parameters, classes=self._classes
+                ),
                 with_files=self._remote is None,
             )
         except Exception as error:  # no checkpoint is worth less for it
@@ -192,6 +196,11 @@ class CheckpointArtifacts:
                 entry = ArtifactManifestEntry(path=file, ref=url, digest=digest, size=expected["bytes"], extra=extra)
                 artifact.manifest.add_entry(entry)
         return artifact
+
+    @cached_property
+    def _classes(self) -> list[str] | None:
+        """Their names. Asked for once: the next save, and a signal's, wait behind it."""
+        return names_of_classes(self._config.data.model_copy(update=IMPATIENT))
 
     def _checkpoints(self) -> list[Path]:
         """The run's, the oldest first."""

@@ -163,13 +163,21 @@ def fit(
             with contextlib.suppress(RuntimeError):
                 trainer.strategy.barrier("tracked")
     if trainer.is_global_zero:
-        draw_curves(run.metrics_file, run.path / "curves.png")
+        _draw_curves(run)
         _report(run, config, {name: float(value) for name, value in trainer.callback_metrics.items()}, console)
 
 
 def _wandb(trainer: Trainer) -> list[SafeWandbLogger]:
     """On rank 0; none on the others."""
     return [each for each in trainer.loggers if isinstance(each, SafeWandbLogger) and trainer.is_global_zero]
+
+
+def _draw_curves(run: RunDirectory) -> None:
+    """On a full disk too a run that is done is done."""
+    try:
+        draw_curves(run.metrics_file, run.path / "curves.png")
+    except Exception as error:
+        logger.warning("curves.png is not drawn: %s", f"{type(error).__name__}: {error}")
 
 
 def _say_now_and_then(lines: Lines) -> Callable[[int], None]:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 CLASSES = "classes.json"
 _MAX_CLASSES_BYTES = 16 << 20
+IMPATIENT = {"download_attempts": 2, "download_timeout_s": 10.0}
+"""Of settings of the data: training, and a run that is done, do not wait for long for names of classes."""
 
 
 def open_shard(shard: Shard, cache: ShardCache | None, version: Stat | None = None) -> BinaryIO:

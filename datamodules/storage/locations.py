@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from configs.checks.data import URL_SECRET
 from configs.problems import DataError
 
 EXTRAS = {"http": None, "https": None, "s3": "s3", "gs": "gcs", "hf": None}
@@ -45,6 +46,14 @@ class Url:
 
 Shard = Path | Url
 """Where a shard is kept."""
+
+
+def public_name(shard: Shard) -> str:
+    """A shard's name where others may read it: of a URL no password, and no query that holds a token or signature."""
+    text = str(shard)
+    if isinstance(shard, Path) or not URL_SECRET.search(text):
+        return text
+    return re.sub(r"://[^/@]*@", "://", text).partition("?")[0]
 
 
 def is_remote(text: str) -> bool:

@@ -14,6 +14,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
 from datamodules.indexing.splits import shard_cache
+from datamodules.storage.locations import public_name
+from datamodules.streaming.transforms import shown_share
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.samples import WEIGHTS, Outputs, SampleTable
@@ -23,8 +25,6 @@ TRIES = 2
 """Times that outputs are made into figures, where a run is killed while it does so: it may be what killed it."""
 MOST_CLASSES = 5_000
 """Classes up to which a run tells of each: a confusion matrix of more takes more than 200 MB of memory."""
-IMPATIENT = {"download_attempts": 2, "download_timeout_s": 10.0}
-"""Of settings of the data: a run that is done does not wait for long for names of classes and keys of samples."""
 
 
 class FinalValidation(Callback):
@@ -104,7 +104,7 @@ class FinalValidation(Callback):
             "step": trainer.global_step,
             "index_hash": datamodule.val_index.digest,
             "image_size": datamodule.eval_image_size,
-            "crop_pct": datamodule.data.crop_pct,
+            "crop_pct": shown_share(datamodule.data),
             "devices": trainer.world_size,
         }
         for prefix, outputs in table.outputs.items():
@@ -128,7 +128,7 @@ class FinalValidation(Callback):
         return None
 
     def _tell(self, trainer: Trainer, file: Path) -> None:
-        from datamodules.inspecting.shards import names_of_classes
+        from datamodules.inspecting.shards import IMPATIENT, names_of_classes
         from trainer.evaluation.figures import figures
         from trainer.evaluation.pictures import described
         from trainer.evaluation.results import Evaluation, Result, Setting, write
@@ -159,7 +159,7 @@ class FinalValidation(Callback):
             subject=self._run.run_id,
             checkpoint=str(CheckpointDirectory(self._run.checkpoints).named(step)),
             step=step,
-            shards=tuple(map(str, index.shards)),
+            shards=tuple(map(public_name, index.shards)),
             index_hash=index.digest,
             num_classes=data.num_classes,
             class_names=names_of_classes(data),

@@ -17,6 +17,7 @@ from configs.problems import DataError, UnreachableError
 from configs.run import write_atomically
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
+from datamodules.storage.locations import public_name
 from datamodules.streaming.source import ShardReader
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.samples import Outputs
@@ -34,7 +35,7 @@ class Example:
 
     Attributes:
         sample: Its number in the split.
-        shard: Path or URL.
+        shard: Path or URL, without secrets.
         key: Of the sample in its shard; None where that could not be read.
         label: As the shards say.
         predicted: The most likely class.
@@ -97,7 +98,7 @@ def described(
             kind: [
                 Example(
                     sample=sample,
-                    shard=str(index.shards[index.shard_of(sample)]),
+                    shard=public_name(index.shards[index.shard_of(sample)]),
                     key=key(sample),
                     label=int(outputs.labels[sample]),
                     predicted=int(outputs.ranked[sample, 0]),

@@ -151,7 +151,8 @@ def _prepared(config: Config, files: Mapping[str, str]) -> str:
         settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in drawn[modality].items())
         return (
             f"{modality} drawn by effnet in {height}x{width} ({settings}), scaled to 0..1, less mean {about['mean']}, "
-            f"over standard deviation {about['std']}. `config.json` has the same."
+            f"over standard deviation {about['std']}."
+            + (" `config.json` has the same." if "config.json" in files else "")
         )
     return (
         f"resized so that a crop of {height}x{width} out of the middle is {about['crop_pct']:g} of the short side "

@@ -24,6 +24,7 @@ from configs.run import RunDirectory, read_json
 from tests.disks import fill, small_disk
 from tests.unit.trainer.runs import average, new_run, train
 from tests.wandb_server import Artifact, WandbServer
+from tests.web import FaultyServer
 from trainer.artifact_snapshots import card_of, take
 from trainer.checkpoint_artifacts import CheckpointArtifacts
 from trainer.checkpoints import CheckpointDirectory
@@ -296,6 +297,24 @@ def test_a_full_disk_costs_no_checkpoint_and_is_said_once(
             assert checkpoint.exists()
     assert caplog.text.count("W&B does not get checkpoint step-000000001: OSError: [Errno 28]") == 1
     assert caplog.text.count("W&B does not get") == 1
+
+
+def test_a_server_without_names_of_classes_holds_saves_up_once_and_not_for_long(
+    toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d"]')
+    server = FaultyServer(tmp_path)
+    server.always["/classes.json"] = "503"
+    urls = server.url("toy-validation-{00000..00001}.tar")
+    overrides = toy_overrides(tracking__checkpoint_artifacts="all", tracking__mode="online", data__val_shards=urls)
+    run = new_run([*overrides, "data.download_attempts=3"], tmp_path)
+    artifacts = CheckpointArtifacts(run.load_config(), run, SafeWandbLogger(save_dir=str(run.path)), StopFlag())
+    for step in (1, 2):
+        artifacts.saved(saved(CheckpointDirectory(run.checkpoints), step))
+    server.close()
+
+    assert "| classes | 4 |" in (run.wandb_dir / "checkpoints/step-000000002/README.md").read_text()
+    assert server.gets("classes.json") == 2
 
 
 def test_the_best_checkpoint_is_no_policy_where_none_is_kept(toy_overrides: Overrides) -> None:

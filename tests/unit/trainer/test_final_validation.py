@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import wandb
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -196,6 +198,19 @@ def test_a_folder_that_cannot_be_written_is_in_nobodys_way(
     assert again.latest_checkpoint() == "step-000000017"
 
 
+def test_curves_that_cannot_be_drawn_do_not_take_the_end_back(
+    trained: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = as_killed_after(trained, tmp_path, step=15)
+    (again.path / "curves.png").unlink()
+    (again.path / "curves.png").mkdir()
+
+    train(again, attempt=1)
+
+    assert "curves.png is not drawn: IsADirectoryError" in caplog.text
+    assert again.latest_checkpoint() == "step-000000017"
+
+
 def test_nothing_is_written_where_it_is_not_wanted(toy_overrides: Overrides, tmp_path: Path) -> None:
     run = new_run(toy_overrides(trainer__max_steps=2, tracking__examples=None), tmp_path)
     train(run)
@@ -227,6 +242,30 @@ def test_keys_are_not_asked_for_where_a_server_is_away(shards: Path, tmp_path: P
     assert away == [replace(each, key=None) for each in there]
     assert [each.picture is None for each in away] == [False, True]
     assert away[1].label_probability == pytest.approx(np.exp(-30))
+
+
+def test_signatures_of_urls_in_a_list_are_in_no_file_of_the_run(
+    shards: Path, toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning sets it for good
+    server, secret = FaultyServer(shards), token_hex()  # which no uncommitted.diff has
+    names = [f"toy-validation-{number:05d}.tar" for number in range(2)]
+    listed = tmp_path / "validation.txt"
+    listed.write_text("".join(f"{server.url(name)}?X-Amz-Signature={secret}\n" for name in names))
+    places = {"data__index_dir": tmp_path / "indexes", "data__cache_dir": tmp_path / "cache"}
+    settings = {"tracking__examples": 2, "tracking__mode": "offline", "trainer__max_steps": 1}
+    run = new_run(toy_overrides(data__val_shards=listed, **places, **settings), tmp_path)
+    train(run)
+    server.close()
+    wandb.teardown()  # or the next run in this process is offline too
+
+    assert found(run)["shards"] == [server.url(name) for name in names]
+    told = [each for kind in KINDS for each in found(run)["results"][0][kind]]
+    assert {each["shard"] for each in told} <= {server.url(name) for name in names}
+    assert all(each["key"] for each in told)
+    files = [file for file in run.path.rglob("*") if file.is_file()]
+    assert any(file.suffix == ".html" for file in files)
+    assert [file for file in files if secret.encode() in file.read_bytes()] == []
 
 
 @given(

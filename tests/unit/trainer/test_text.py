@@ -13,11 +13,14 @@ from rich.console import Console
 from configs.problems import ConfigError
 from configs.run import RunDirectory
 from datamodules.making.shards import write_split
+from datamodules.streaming.signals import SIGNALS
 from tests.unit.texts import passage, text_samples
 from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, train, weights
+from trainer.artifact_snapshots import card_of
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.command import Request, validate
+from trainer.evaluation.extremes import KINDS
 from trainer.export import export
 from trainer.predicting.command import predict
 
@@ -49,6 +52,7 @@ def run(toy_overrides: Callable[..., list[str]], texts: Path, tmp_path_factory: 
         trainer__max_steps=STEPS,
         checkpoint__every_n_steps=1,
         checkpoint__keep_last=100,
+        tracking__examples=2,
     )
     return train(new_run([each for each in overrides if "max_epochs" not in each], tmp_path_factory.mktemp("run")))
 
@@ -59,6 +63,20 @@ def test_a_killed_run_ends_with_the_same_weights(run: RunDirectory, tmp_path: Pa
 
     assert not changed(weights(run, STEPS), weights(killed, STEPS))
     assert changed(weights(run, 3), weights(killed, STEPS))
+
+
+def test_its_end_finds_what_validating_it_finds_with_the_pictures_of_texts(run: RunDirectory, tmp_path: Path) -> None:
+    validate(Request(run=run.path, out=tmp_path), processes=ALONE, console=Console(file=io.StringIO()))
+    at_the_end = json.loads((run.path / "validation.json").read_text())
+
+    assert at_the_end == json.loads((tmp_path / "validation.json").read_text())
+    draw = SIGNALS["text"].evaluation(run.load_config().data, 64)
+    for result in at_the_end["results"]:
+        assert [len(result[kind]) for kind in KINDS] == [2, 2]
+        for each in (*result["worst"], *result["best"]):
+            text = passage(int(each["key"].rpartition("_")[2])).decode()
+            with PilImage.open(run.path / each["picture"]) as picture:
+                np.testing.assert_array_equal(np.asarray(picture), draw(text)[0].numpy())
 
 
 def test_it_is_validated_at_other_sizes_and_refuses_crops(run: RunDirectory, texts: Path, tmp_path: Path) -> None:
@@ -126,3 +144,7 @@ def test_an_exported_folder_says_how_its_pictures_are_drawn(run: RunDirectory, t
     card = (tmp_path / "README.md").read_text()
     assert "text drawn by effnet in 64x64 (font null, rows 8, columns 16," in card
     assert "resized" not in card
+    assert "`config.json` has the same" in card
+    of_artifact = card_of(run, run.load_config(), CheckpointDirectory(run.checkpoints).chosen(None), parameters=1)
+    assert "text drawn by effnet in 64x64 (font null, rows 8, columns 16," in of_artifact
+    assert "config.json" not in of_artifact  # it is not among a checkpoint's files
