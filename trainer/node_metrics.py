@@ -33,6 +33,7 @@ LOW_IS_BAD = ("disk_free_gb", "cache_free_gb", "gpu_percent")
 MOST_NODES = 8
 """That have a column each."""
 _LOOPBACK = ("lo", "lo0")
+_NO_ANSWER = (psutil.Error, OSError, RuntimeError)
 
 
 class NodeMetrics:
@@ -56,8 +57,9 @@ class NodeMetrics:
         """Measure from here on. Its log says which host it is: rows have numbers."""
         if self._processes.local_rank == 0:
             logger.debug("node %d of %d is %s", self._node, self._processes.num_nodes, socket.gethostname())
-            psutil.cpu_percent()
-            self._network.rates()
+            with suppress(*_NO_ANSWER):
+                psutil.cpu_percent()
+                self._network.rates()
             remote = trainer.datamodule.is_remote  # type: ignore[attr-defined]
             self._free = [_FreeSpace(self._run_dir), _FreeSpace(self._cache_dir if remote else None)]
 
@@ -92,9 +94,11 @@ class NodeMetrics:
         return summary(nodes)
 
     def _of_node(self) -> list[float]:
-        received, sent = self._network.rates()
         free = [each.latest() for each in self._free]
-        return [psutil.cpu_percent(), psutil.virtual_memory().percent, *free, received, sent]
+        try:
+            return [psutil.cpu_percent(), psutil.virtual_memory().percent, *free, *self._network.rates()]
+        except _NO_ANSWER:  # a row is no reason to stop, and the other ranks wait for it
+            return [math.nan] * len(OF_NODE)
 
 
 def summary(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

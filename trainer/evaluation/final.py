@@ -25,6 +25,8 @@ TRIES = 2
 """Times that outputs are made into figures, where a run is killed while it does so: it may be what killed it."""
 MOST_CLASSES = 5_000
 """Classes up to which a run tells of each: a confusion matrix of more takes more than 200 MB of memory."""
+MOST_SAMPLES = 2_000_000
+"""Samples up to which there is a row for each: 144 MB on every device, twice that with averaged weights."""
 
 
 class FinalValidation(Callback):
@@ -39,7 +41,8 @@ class FinalValidation(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the table of samples, if no step follows."""
         self._table, self._failed = None, False
-        if trainer.state.fn == "fit" and self._is_wanted and self._is_last(trainer):
+        samples = len(trainer.datamodule.val_index)  # type: ignore[attr-defined]
+        if trainer.state.fn == "fit" and self._is_wanted and samples <= MOST_SAMPLES and self._is_last(trainer):
             self._table = SampleTable(examples=self._config.tracking.examples or 0)
             self._table.on_validation_start(trainer, pl_module)
 

@@ -34,6 +34,7 @@ from datamodules.streaming.transforms import evaluation_transform
 from tests.unit.trainer.runs import as_killed_after, average, new_run, train, weights
 from tests.web import FaultyServer
 from trainer.assembly import build_module
+from trainer.evaluation import final
 from trainer.evaluation.extremes import KINDS, SIDE, Examples, Extremes
 from trainer.evaluation.final import FinalValidation
 from trainer.evaluation.pictures import described, encoded
@@ -211,13 +212,21 @@ def test_curves_that_cannot_be_drawn_do_not_take_the_end_back(
     assert again.latest_checkpoint() == "step-000000017"
 
 
-def test_nothing_is_written_where_it_is_not_wanted(toy_overrides: Overrides, tmp_path: Path) -> None:
-    run = new_run(toy_overrides(trainer__max_steps=2, tracking__examples=None), tmp_path)
+def test_nothing_is_written_where_it_is_not_wanted_or_there_is_too_much(
+    toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(toy_overrides(trainer__max_steps=1, tracking__examples=None), tmp_path)
     train(run)
     assert not (run.path / "validation.json").exists()
 
-    run.freeze(load_config([str(run.config_file)], ["tracking.examples=0", "trainer.max_steps=3"]).config)
-    train(run, attempt=1)
+    with monkeypatch.context() as little:
+        little.setattr(final, "MOST_SAMPLES", 1)
+        run.freeze(load_config([str(run.config_file)], ["tracking.examples=0", "trainer.max_steps=2"]).config)
+        train(run, attempt=1)
+    assert not (run.path / "validation.json").exists()
+
+    run.freeze(load_config([str(run.config_file)], ["trainer.max_steps=3"]).config)
+    train(run, attempt=2)
     assert found(run)["step"] == 3
     assert [found(run)["results"][0][kind] for kind in KINDS] == [[], []]
     assert not (run.path / "validation" / "pictures").exists()

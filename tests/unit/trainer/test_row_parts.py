@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from configs.run import RunDirectory
 from datamodules.storage import failures
@@ -19,6 +20,7 @@ from trainer import node_metrics
 from trainer.assembly import build_datamodule
 from trainer.loader_rates import LoaderRates
 from trainer.node_metrics import summary
+from trainer.processes import Processes
 
 Overrides = Callable[..., list[str]]
 OF_NETWORK = {
@@ -211,3 +213,16 @@ def test_a_file_server_that_hangs_holds_no_row_up(monkeypatch: pytest.MonkeyPatc
     assert math.isnan(space.latest())  # comes back, though the thread does not
     assert sum(thread.name == "free space" and thread.is_alive() for thread in threading.enumerate()) == 1
     hanging.set()
+
+
+def test_a_machine_that_gives_no_answer_holds_no_row_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(**_: object) -> None:
+        raise PermissionError("/proc/net/dev")
+
+    monkeypatch.setattr(node_metrics.psutil, "net_io_counters", refused)
+    metrics = node_metrics.NodeMetrics(Processes.from_environment(), run_dir=tmp_path, cache_dir=tmp_path)
+    on_cpu = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), datamodule=SimpleNamespace(is_remote=False)
+    )
+    metrics.start(on_cpu)
+    assert metrics.row(on_cpu, metrics.values(on_cpu)) == {}
