@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.python_texts import KINDS, LONG_LINE, LONGEST, SHORTEST, build, is_built, kinds_of, passages
+from datamodules.making.shards import is_built
+from datamodules.python_texts import KINDS, LONG_LINE, LONGEST, SHORTEST, build, kinds_of, passages
 from tests.unit.datamodules.sources import shards_main
 
 SOURCE = '''#!/usr/bin/env python
