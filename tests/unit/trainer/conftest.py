@@ -21,3 +21,9 @@ def trained(toy_overrides: Callable[..., list[str]], tmp_path_factory: pytest.Te
     settings = {"checkpoint__every_n_steps": 1, "checkpoint__keep_last": 100, "tracking__examples": 3}
     overrides = toy_overrides(trainer__max_epochs=2, **settings)
     return train(new_run(overrides, tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture(autouse=True)
+def memory_of_the_tests_own_process_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test trains with would be in what the next one measures. Processes that tests start are as ever."""
+    monkeypatch.setattr("trainer.assembly.keep_freed_memory", lambda: False)

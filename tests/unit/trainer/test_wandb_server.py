@@ -288,6 +288,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["room", "no room"])
 def test_rows_of_a_run_that_is_kept_on_disk_wait_for_room_on_a_full_one(
     ends: str, server: WandbServer, tmp_path: Path
