@@ -12,7 +12,9 @@ from trainer.wandb_client import UnbrokenWandbLogger, first_line
 
 def sync_command(run: RunDirectory) -> str:
     """What sends all that W&B has not got, of every attempt of a run. Attempts that have sent all are passed over."""
-    return f"wandb sync --include-online {shlex.quote(str(run.wandb_dir))}/*run-*"
+    folders = f"{shlex.quote(str(run.wandb_dir))}/*run-*"
+    # One at a time: where the file of an attempt has no end, as after kill -9, wandb leaves out all that come after it.
+    return f'for each in {folders}; do wandb sync --include-online "$each"; done'
 
 
 class SafeWandbLogger(UnbrokenWandbLogger):
