@@ -1,8 +1,9 @@
 """``python -m datamodules``: what ``effnet shards`` runs. Imports no torch."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 from rich.console import Console
@@ -56,41 +57,43 @@ def index(
     console.print(f"{len(made):,} samples in {len(found.shards)} shards: {file}", soft_wrap=True)
 
 
+OutDir = Annotated[Path, typer.Argument(help="Folder that the shards are written to.")]
+
+
 @app.command(name="digits")
-def build_digits(
-    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
-) -> None:
+def build_digits(out_dir: OutDir, quiet: Quiet = False) -> None:
     """Write shards of scikit-learn's handwritten digits, unless they are there (needs the demo extra)."""
-    if is_built(out_dir):
-        return
-    with progress_on(console, quiet=quiet)(
-        "writing shards", digits.TRAIN_SHARDS + digits.VALIDATION_SHARDS
-    ) as progress:
-        digits.build(out_dir, progress)
+    _build(digits, out_dir, quiet=quiet)
 
 
 @app.command(name="python-texts")
-def build_python_texts(
-    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
-) -> None:
+def build_python_texts(out_dir: OutDir, quiet: Quiet = False) -> None:
     """Write shards of the standard library's texts by kind (code, comments, …), unless they are there."""
-    if is_built(out_dir):
-        return
-    shards = python_texts.TRAIN_SHARDS + python_texts.VALIDATION_SHARDS
-    with progress_on(console, quiet=quiet)("writing shards", shards) as progress:
-        python_texts.build(out_dir, progress)
+    _build(python_texts, out_dir, quiet=quiet)
 
 
 @app.command(name="spoken-digits")
-def build_spoken_digits(
-    out_dir: Annotated[Path, typer.Argument(help="Folder that the shards are written to.")], quiet: Quiet = False
-) -> None:
+def build_spoken_digits(out_dir: OutDir, quiet: Quiet = False) -> None:
     """Write shards of digits that espeak-ng says, unless they are there (needs the speech extra)."""
+    _build(spoken_digits, out_dir, quiet=quiet)
+
+
+class DataSet(Protocol):
+    """A module that makes a data set."""
+
+    TRAIN_SHARDS: int
+    VALIDATION_SHARDS: int
+
+    def build(self, out_dir: Path, progress: Callable[[int], None], /) -> None:
+        """Write its shards."""
+
+
+def _build(dataset: DataSet, out_dir: Path, *, quiet: bool) -> None:
     if is_built(out_dir):
         return
-    shards = spoken_digits.TRAIN_SHARDS + spoken_digits.VALIDATION_SHARDS
+    shards = dataset.TRAIN_SHARDS + dataset.VALIDATION_SHARDS
     with progress_on(console, quiet=quiet)("writing shards", shards) as progress:
-        spoken_digits.build(out_dir, progress)
+        dataset.build(out_dir, progress)
 
 
 def main() -> None:

@@ -371,6 +371,6 @@ class ImageNetDataModule(LightningDataModule):
 
 def _key(reader: ShardReader, sample: int) -> str | None:
     try:
-        return str(reader.read(sample)["__key__"])
+        return reader.key(sample)
     except (DataError, UnreachableError):
         return None
