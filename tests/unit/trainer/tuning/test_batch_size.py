@@ -1,7 +1,9 @@
 """Which sizes are tried, and what a trial measures."""
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from configs.load import load_config
+from configs.schema import Config
 from trainer.tuning.batch_size import largest_that_fits, suggested, try_ascending
 from trainer.tuning.trial import StepTimes, Trial, try_size
 
@@ -69,9 +72,18 @@ def test_speed_counts_the_optimizers_step_once_for_all_accumulated_micro_batches
 # Trials
 
 
-def test_a_trial_trains_with_that_size_and_measures_time_and_memory(toy_overrides: Overrides) -> None:
+@pytest.fixture
+def own_process() -> Iterator[Executor]:
+    """A process whose memory no other test has been at: on the CPU it keeps what it has had."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        yield process
+
+
+def test_a_trial_trains_with_that_size_and_measures_time_and_memory(
+    toy_overrides: Overrides, own_process: Executor
+) -> None:
     config = load_config([], toy_overrides()).config
-    small, large = try_size(config, 2, 8, steps=1), try_size(config, 64, None, steps=1)
+    small, large = (own_process.submit(try_size, config, *each, steps=1).result() for each in ((2, 8), (64, None)))
 
     for each in (small, large):
         assert each.trains
@@ -88,15 +100,22 @@ def test_samples_that_are_repeated_need_not_divide_the_batch_of_a_trial(toy_over
     assert try_size(config, 2, 8, steps=1).trains  # 4 samples in 4 lanes: each lane has one
 
 
-def test_too_little_memory_and_a_batch_too_small_for_batchnorm_are_findings(toy_overrides: Overrides) -> None:
-    config = load_config([], toy_overrides(data__image_size=256, loss__mixup_alpha=0, loss__cutmix_alpha=0)).config
+def with_little_memory(config: Config) -> Trial:
+    """A trial with 200 MB of address space more than the process has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200_000_000, hard))
     try:
-        found = try_size(config, 128, None, steps=1)
+        return try_size(config, 128, None, steps=1)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_too_little_memory_and_a_batch_too_small_for_batchnorm_are_findings(
+    toy_overrides: Overrides, own_process: Executor
+) -> None:
+    config = load_config([], toy_overrides(data__image_size=256, loss__mixup_alpha=0, loss__cutmix_alpha=0)).config
+    found = own_process.submit(with_little_memory, config).result()
     assert found.reason == "out of memory"
     assert (found.images_per_s, found.peak_bytes) == (None, None)
 
