@@ -1,12 +1,15 @@
 """Real trainings in this process, on the toy shards."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import wandb
 
 from configs.run import RunDirectory
 from tests.unit.trainer.runs import new_run, train
+from tests.wandb_server import WandbServer
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,16 @@ def trained(toy_overrides: Callable[..., list[str]], tmp_path_factory: pytest.Te
     return train(new_run(overrides, tmp_path_factory.mktemp("trained")))
 
 
-@pytest.fixture(autouse=True)
-def memory_of_the_tests_own_process_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test trains with would be in what the next one measures. Processes that tests start are as ever."""
-    monkeypatch.setattr("trainer.assembly.keep_freed_memory", lambda: False)
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """What stands for W&B's server, and the variables with which this process's client finds it."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "online")  # so that it is taken back: Lightning sets it for good
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with WandbServer() as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        yield server
+    wandb.teardown()  # it has read these variables once

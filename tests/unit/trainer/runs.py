@@ -2,7 +2,11 @@
 
 import csv
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,12 @@ from rich.console import Console
 
 from configs.load import load_config
 from configs.run import RunDirectory
+from tests.wandb_server import WandbServer
 from trainer.fit import fit
+from trainer.predicting.command import predict
 from trainer.processes import Processes
 from trainer.signals import StopFlag
+from trainer.tracking import sync_command
 
 ALONE = Processes(global_rank=0, local_rank=0, world_size=1, local_world_size=1)
 
@@ -73,3 +80,28 @@ def changed(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> 
     """Names of the tensors that differ by at least a bit."""
     assert first.keys() == second.keys()
     return {name for name in first if not torch.equal(first[name], second[name])}
+
+
+def predicted(run: RunDirectory, folder: Path, *paths: object, listed: tuple[str, ...] = (), **options: Any) -> str:
+    """What ``effnet predict`` prints."""
+    inputs = folder / "inputs.json"
+    inputs.write_text(json.dumps({"paths": list(map(str, paths)), "listed": listed}))
+    output = io.StringIO()
+    settings: dict[str, Any] = {"checkpoint": None, "raw": False, "top_k": 2, "batch_size": None}
+    settings |= {"out": None, "contact_sheet": None, "processes": ALONE, "console": Console(file=output, width=200)}
+    predict(run, inputs=inputs, **settings | options)
+    return output.getvalue()
+
+
+def give(command: str, run: RunDirectory, server: WandbServer) -> None:
+    """Give a command that the user is told, as it stands."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, **server.variables, "PATH": path}
+    variables.pop("WANDB_MODE", None)
+    done = subprocess.run(command, shell=True, env=variables, cwd=run.path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def sync(run: RunDirectory, server: WandbServer) -> None:
+    """Send what W&B lacks of a run, as the user is told to."""
+    give(sync_command(run), run, server)

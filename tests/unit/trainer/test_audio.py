@@ -11,12 +11,11 @@ from rich.console import Console
 from configs.run import RunDirectory
 from datamodules.making.shards import write_split
 from tests.unit.recordings import recording_samples, sound
-from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, train, weights
+from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, predicted, train, weights
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.command import Request, validate
 from trainer.export import export
-from trainer.predicting.command import predict
 
 STEPS = 6
 
@@ -73,20 +72,8 @@ def test_a_file_is_predicted_as_its_copy_in_a_shard(run: RunDirectory, recording
     (folder / "good.wav").write_bytes(sound(1000))
     (folder / "bad.flac").write_bytes(b"fLaC")
     (folder / "notes.txt").write_bytes(b"no sound")
-    inputs, out = (tmp_path / name for name in ("inputs.json", "answers.jsonl"))
-    inputs.write_text(json.dumps({"paths": [str(folder), f"{recordings}/sounds-validation-*.tar"], "listed": []}))
-    predict(
-        run,
-        inputs=inputs,
-        checkpoint=None,
-        raw=True,
-        top_k=1,
-        batch_size=None,
-        out=out,
-        contact_sheet=None,
-        processes=ALONE,
-        console=Console(file=io.StringIO()),
-    )
+    out = tmp_path / "answers.jsonl"
+    predicted(run, tmp_path, folder, f"{recordings}/sounds-validation-*.tar", raw=True, top_k=1, out=out)
     bad, good, *of_shards = (json.loads(line) for line in out.read_text().splitlines())
 
     assert [Path(each["image"]).name for each in (bad, good)] == ["bad.flac", "good.wav"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from configs.load import load_config
 from configs.problems import ConfigError
 from configs.run import RunDirectory, read_json
 from tests.disks import fill, small_disk
-from tests.unit.trainer.runs import average, new_run, train
+from tests.unit.trainer.runs import average, give, new_run, sync, train
 from tests.wandb_server import Artifact, WandbServer
 from tests.web import FaultyServer
 from trainer.artifact_snapshots import card_of, take
@@ -34,20 +34,6 @@ from trainer.tracking import SafeWandbLogger, sync_command
 
 Overrides = Callable[..., list[str]]
 ONLINE = {"tracking__mode": "online", "tracking__project": "toys", "trainer__max_steps": 10}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "online")  # so that it is taken back: Lightning sets it for good
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with WandbServer() as server:
-        for name, value in server.variables.items():
-            monkeypatch.setenv(name, value)
-        yield server
-    wandb.teardown()
 
 
 def versions(run: RunDirectory, server: WandbServer) -> dict[int, Artifact]:
@@ -67,19 +53,6 @@ def assert_whole(version: Artifact) -> None:
     found = {name: hashlib.sha256(content).hexdigest() for name, content in version.files.items()}
     assert {name: found[name] for name in expected} == expected
     assert set(found) == {*expected, "manifest.json", "README.md"}
-
-
-def sync(run: RunDirectory, server: WandbServer) -> None:
-    give(sync_command(run), run, server)
-
-
-def give(command: str, run: RunDirectory, server: WandbServer) -> None:
-    """A command that the user is told."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {**os.environ, **server.variables, "PATH": path}
-    variables.pop("WANDB_MODE", None)
-    done = subprocess.run(command, shell=True, env=variables, cwd=run.path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def when(condition: Callable[[], bool], act: Callable[[], Any]) -> None:

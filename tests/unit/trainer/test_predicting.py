@@ -1,7 +1,6 @@
 """``effnet predict``: the answers of a run's network, from every kind of input to every kind of file."""
 
 import csv
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,28 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from configs.problems import DataError
 from configs.run import RunDirectory
 from tests.conftest import picture
-from tests.unit.trainer.runs import ALONE
+from tests.unit.trainer.runs import predicted
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.predicting import answers, command
-from trainer.predicting.command import predict
 from trainer.predicting.tally import Tally
-
-
-def predicted(run: RunDirectory, folder: Path, *paths: object, listed: tuple[str, ...] = (), **options: Any) -> str:
-    """What is printed."""
-    inputs = folder / "inputs.json"
-    inputs.write_text(json.dumps({"paths": list(map(str, paths)), "listed": listed}))
-    output = io.StringIO()
-    settings: dict[str, Any] = {"checkpoint": None, "raw": False, "top_k": 2, "batch_size": None}
-    settings |= {"out": None, "contact_sheet": None, "processes": ALONE, "console": Console(file=output, width=200)}
-    predict(run, inputs=inputs, **settings | options)
-    return output.getvalue()
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

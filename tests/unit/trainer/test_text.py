@@ -15,14 +15,13 @@ from configs.run import RunDirectory
 from datamodules.making.shards import write_split
 from datamodules.streaming.signals import SIGNALS
 from tests.unit.texts import passage, text_samples
-from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, train, weights
+from tests.unit.trainer.runs import ALONE, as_killed_after, changed, new_run, predicted, train, weights
 from trainer.artifact_snapshots import card_of
 from trainer.checkpoint_files import read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.command import Request, validate
 from trainer.evaluation.extremes import KINDS
 from trainer.export import export
-from trainer.predicting.command import predict
 
 STEPS = 6
 
@@ -102,20 +101,8 @@ def test_shards_and_text_files_are_predicted_alike(run: RunDirectory, texts: Pat
     (folder / "good.txt").write_bytes(passage(1000))
     (folder / "bad.txt").write_bytes(b"\xff")
     (folder / "photo.png").write_bytes(b"no text")
-    inputs, out, sheet = (tmp_path / name for name in ("inputs.json", "answers.jsonl", "sheet.png"))
-    inputs.write_text(json.dumps({"paths": [str(folder), f"{texts}/texts-validation-*.tar"], "listed": []}))
-    predict(
-        run,
-        inputs=inputs,
-        checkpoint=None,
-        raw=True,
-        top_k=1,
-        batch_size=None,
-        out=out,
-        contact_sheet=sheet,
-        processes=ALONE,
-        console=Console(file=io.StringIO()),
-    )
+    out, sheet = tmp_path / "answers.jsonl", tmp_path / "sheet.png"
+    predicted(run, tmp_path, folder, f"{texts}/texts-validation-*.tar", raw=True, top_k=1, out=out, contact_sheet=sheet)
     bad, good, *of_shards = (json.loads(line) for line in out.read_text().splitlines())
 
     assert [Path(each["image"]).name for each in (bad, good)] == ["bad.txt", "good.txt"]

@@ -7,47 +7,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import pytest
-import wandb
 
 from configs.load import load_config
 from configs.run import RunDirectory, read_json
 from tests.disks import small_disk
-from tests.unit.trainer.runs import new_run, rows, train
+from tests.unit.trainer.runs import new_run, rows, sync, train
 from tests.wandb_server import KEY, Run, WandbServer
 from trainer.tracking import SafeWandbLogger, build_loggers, sync_command
 
 Overrides = Callable[..., list[str]]
 ONLINE = {"tracking__mode": "online", "tracking__project": "toys"}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "online")  # so that it is taken back: Lightning sets it for good
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with WandbServer() as server:
-        for name, value in server.variables.items():
-            monkeypatch.setenv(name, value)
-        yield server
-    wandb.teardown()  # it has read these variables once
-
-
-def sync(run: RunDirectory, server: WandbServer) -> None:
-    """Give the command that the user is told."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {**os.environ, **server.variables, "PATH": path}
-    variables.pop("WANDB_MODE", None)
-    subprocess.run(
-        sync_command(run), shell=True, env=variables, cwd=run.path, check=True, capture_output=True, timeout=120
-    )
 
 
 def counting(run: Run) -> dict[int, dict[str, Any]]:
