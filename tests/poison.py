@@ -1,7 +1,8 @@
 """Training in which some samples turn numbers into NaN, in this process or through the command line.
 
 ``python -m tests.poison SPEC fit …`` is ``effnet fit …`` whose ranks read from the JSON file SPEC which ``samples`` are
-poison, and before which step ``kill_at`` the process of rank ``kill_rank`` is killed.
+poison, before which step ``kill_at`` the process of rank ``kill_rank`` is killed, and whether they are to take the
+device for one that runs ``behind`` the host.
 """
 
 import os
@@ -12,6 +13,7 @@ import torch
 
 from datamodules.streaming.loaders import Batch
 from tests import stand_in
+from trainer import undoing
 from trainer.module import EfficientNetModule
 
 
@@ -47,6 +49,8 @@ class Poisoned(EfficientNetModule):
 
 def _poisoned(spec: dict[str, Any]) -> type[Poisoned]:
     Poisoned.samples = tuple(spec["samples"])
+    if spec.get("behind"):
+        undoing.runs_behind = lambda _: True
     Poisoned.kill_at, Poisoned.kill_rank = spec.get("kill_at"), spec.get("kill_rank", 0)
     return Poisoned
 

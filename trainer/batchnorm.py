@@ -45,6 +45,10 @@ class BatchNormStatistics(Callback):
             for layer in layers:
                 layer.momentum = 1.0
 
+    def step_state(self) -> list[torch.Tensor]:
+        """What a step changes beside the layers."""
+        return [] if self._running is None else [self._running]
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the momentum that makes a mean."""
         if self._compiled:

@@ -226,6 +226,8 @@ class Checkpointing(Callback):
     def _save(self, trainer: Trainer, *, last: bool = False) -> None:
         """Collective. The ``last`` one must succeed."""
         assert self._saves is not None
+        assert isinstance(trainer.lightning_module, EfficientNetModule)
+        trainer.lightning_module.settle()
         self._due = False
         self._triggers.started()
         self._saves.save(trainer, self._manifest(trainer), last=last)

@@ -44,6 +44,10 @@ class WeightAverage(Callback):
         if pl_module.ends_step(batch_idx) and not pl_module.skipped:
             self._average.update(pl_module.network, step=trainer.global_step)
 
+    def step_state(self) -> list[torch.Tensor]:
+        """What a step changes."""
+        return [*self.network.parameters(), *self.network.buffers()]
+
     def decay(self, step: int) -> float:
         """Share of the old average that the update after an optimizer step keeps."""
         assert self._average is not None

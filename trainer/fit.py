@@ -38,6 +38,7 @@ from trainer.run_facts import RunFacts
 from trainer.signals import StopFlag
 from trainer.sync_batchnorm import synchronise
 from trainer.tracking import SafeWandbLogger, alert, build_loggers, sync_command
+from trainer.undoing import StepUndo, undoes
 from trainer.watchdog import Watchdog, WatchdogCallback
 
 
@@ -96,11 +97,15 @@ def fit(
         parts=(LoaderRates(), NodeMetrics(processes, run_dir=run.path, cache_dir=Path(config.data.cache_dir))),
     )
     final = FinalValidation(config, run)
+    statistics = BatchNormStatistics()
+    with_average = [average] if average is not None else []
+    undo = StepUndo(statistics, *with_average) if undoes(config, accelerator) else None
     callbacks: list[Callback] = [
         WatchdogCallback(watchdog, StepFile(run.log_dir(attempt), processes.global_rank)),
-        NonFiniteSteps(config, run, rollbacks, attempt=attempt),
-        BatchNormStatistics(),
-        *([average] if average is not None else []),
+        NonFiniteSteps(config, run, rollbacks, attempt=attempt, undo=undo),
+        statistics,
+        *with_average,
+        *([undo] if undo is not None else []),
         metrics,
         RunFacts(config, run, attempt=attempt),
         final,

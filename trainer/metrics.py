@@ -132,6 +132,8 @@ class TrainingMetrics(Callback):
 
     def _write_row(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Collective: what all ranks have summed since the last row."""
+        module: Any = pl_module
+        module.settle()
         step, sums, skipped = trainer.global_step, pl_module.train_sums, pl_module.skipped_steps
         assert isinstance(sums, torch.Tensor)
         assert isinstance(skipped, int)

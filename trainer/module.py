@@ -43,8 +43,9 @@ class EfficientNetModule(LightningModule):
         train_sums: (4,) float32 on the device: loss, correct, samples and substituted samples since the last reading,
             of this rank. A micro-batch whose loss is not finite counts only as substituted samples.
         losses: (accumulate_grad_batches,) float32 on the device: of this rank's micro-batches in the step.
-        skipped: Whether the latest optimizer step was left out.
-        skipped_steps: Optimizer steps of the run that were left out.
+        skipped: Whether the latest optimizer step was not taken.
+        skipped_steps: Optimizer steps of the run that were not taken, or taken back.
+        settle: To be called before what a step has left is read: learns whether it counts. Set by `NonFiniteSteps`.
     """
 
     def __init__(self, config: Config, network: nn.Module) -> None:
@@ -57,6 +58,7 @@ class EfficientNetModule(LightningModule):
         self.train_sums = torch.zeros(4)
         self.losses = torch.zeros(1)
         self.skipped, self.skipped_steps = False, 0
+        self.settle: Callable[[], None] = lambda: None
         self._stages = [Regularisation.of(each) for each in stage_configs(config)]
         self._stage = len(self._stages) - 1
         self._mixup, self._loss, _ = self._stages[self._stage]

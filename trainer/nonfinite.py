@@ -6,6 +6,7 @@ Each such step is written down with its samples. An overflow of fp16 that the lo
 import json
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from trainer.logs import logger
 from trainer.module import EfficientNetModule, StepSkipped
 from trainer.rollback import RollBack, Rollbacks
 from trainer.tracking import alert
+from trainer.undoing import StepUndo
 
 KEY = "effnet_nonfinite"
 """Key of a checkpoint: steps skipped in a row, and in all."""
@@ -55,17 +57,26 @@ class NonFiniteSteps(Callback):
     """Finds them on all ranks at the same step. Must be the first callback: the others ask what was skipped.
 
     Ranks agree without a word: a loss that is not finite makes its gradients NaN (`EfficientNetModule.training_step`),
-    and all have the same sum of gradients. To skip a step the host must know before it; where none may be skipped it
-    asks a step later, when the answer is there, and before anything is saved.
+    and all have the same sum of gradients. A step is skipped before it is taken, or undone by the device. Where it is
+    undone, and where none may be skipped, the host asks a step later, when the answer is there, and before anything
+    that the step has left is read (`EfficientNetModule.settle`).
     """
 
-    def __init__(self, config: Config, run: RunDirectory, rollbacks: Rollbacks, *, attempt: int) -> None:
+    def __init__(
+        self, config: Config, run: RunDirectory, rollbacks: Rollbacks, *, attempt: int, undo: StepUndo | None = None
+    ) -> None:
+        self._undo = undo
         self._config = config
         self._run = run
         self._rollbacks = rollbacks
         self._attempt = attempt
         self._in_a_row = 0
         self._pending: Reading | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say to others how to learn what the latest step has come to."""
+        assert isinstance(pl_module, EfficientNetModule)
+        pl_module.settle = partial(self._read_pending, trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradient that is about to be used.
@@ -82,13 +93,16 @@ class NonFiniteSteps(Callback):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         finite = _all_finite(gradients)
         step = trainer.global_step + 1
-        if not self._config.fault.max_skipped_steps:
+        if self._undo is not None or not self._config.fault.max_skipped_steps:
             self._read_pending(trainer, pl_module)
             self._pending = Reading(finite, step=step, losses=pl_module.losses)
+            if self._undo is not None:
+                self._undo.finite = finite
         elif finite:
             self._in_a_row = 0
         else:
             skipped = self._judge(trainer, pl_module, step=step, losses=pl_module.losses)
+            pl_module.skipped = skipped
             if skipped and self._config.trainer.precision != "16-mixed":
                 raise StepSkipped  # a loss scaler has seen the same gradient, and skips by itself
 
@@ -108,16 +122,16 @@ class NonFiniteSteps(Callback):
         if engine.was_step_applied():
             self._in_a_row = 0
         else:
-            self._judge(trainer, pl_module, step=trainer.global_step, losses=pl_module.losses)
+            pl_module.skipped = self._judge(trainer, pl_module, step=trainer.global_step, losses=pl_module.losses)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate no weights that are known to be bad."""
-        self._read_pending(trainer, pl_module)
+        assert isinstance(pl_module, EfficientNetModule)
+        pl_module.settle()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what was counted; save no weights that are bad."""
+        """Keep what was counted."""
         assert isinstance(pl_module, EfficientNetModule)
-        self._read_pending(trainer, pl_module)
         checkpoint[KEY] = {"in_a_row": self._in_a_row, "in_all": pl_module.skipped_steps}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -126,11 +140,22 @@ class NonFiniteSteps(Callback):
         counted = checkpoint.get(KEY, {"in_a_row": 0, "in_all": 0})
         self._in_a_row, pl_module.skipped_steps = counted["in_a_row"], counted["in_all"]
 
-    def _read_pending(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _read_pending(self, trainer: Trainer, pl_module: EfficientNetModule) -> None:
+        """Collective, where the step was bad.
+
+        Raises:
+            RollBack: To go back.
+            DataError: To stop.
+        """
         reading, self._pending = self._pending, None
-        if reading is not None and not reading.finite():
-            assert isinstance(pl_module, EfficientNetModule)
+        if reading is None:
+            return
+        if reading.finite():
+            self._in_a_row = 0
+        else:
             self._judge(trainer, pl_module, step=reading.step, losses=reading.losses)
+            assert self._undo is not None  # or it would have gone back
+            self._undo.put_back_on_host(trainer.optimizers[0])
 
     def _judge(self, trainer: Trainer, pl_module: EfficientNetModule, *, step: int, losses: torch.Tensor) -> bool:
         """Collective: what to do about a gradient that is not finite. Returns whether its step is skipped."""
@@ -141,7 +166,7 @@ class NonFiniteSteps(Callback):
         fault, first_step = self._config.fault, step - self._in_a_row
         if self._in_a_row < fault.max_skipped_steps:
             self._in_a_row += 1
-            pl_module.skipped, pl_module.skipped_steps = True, pl_module.skipped_steps + 1
+            pl_module.skipped_steps += 1
             self._write_down(trainer, step, values, "skipped")
             return True
         goes_back = self._rollbacks.count < fault.max_rollbacks

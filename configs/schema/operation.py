@@ -72,7 +72,8 @@ class Fault(Section):
     seconds, but at most 8."""
     max_skipped_steps: NonNegativeInt = 10
     """Optimizer steps in a row that are left out because loss or gradient is not finite; one more, and the run goes
-    back to the checkpoint before them, past their data. 0 goes back at the first: then no step waits for the device."""
+    back to the checkpoint before them, past their data. 0 goes back at the first: then a GPU keeps no copies to undo
+    steps from, which are as large as weights, average and optimizer."""
     max_rollbacks: NonNegativeInt = 2
     """Times that a run goes back so; one more, and it ends with exit code 93. 0 ends it at once."""
 

@@ -166,8 +166,7 @@ class Trainer(Section):
     check_val_every_n_epoch: PositiveInt = 1
     """Epochs between validations."""
     log_every_n_steps: PositiveInt = 50
-    """Optimizer steps between two rows of training metrics; between them the host waits for the device only to know
-    whether a step is to be skipped (fault.max_skipped_steps)."""
+    """Optimizer steps between two rows of training metrics; between them the host does not wait for the device."""
     channels_last: bool = True
     """Memory format of images and weights: what lets cuDNN use tensor cores for EfficientNets."""
     gradient_checkpointing: bool = False

@@ -126,10 +126,10 @@ def test_a_nan_on_one_rank_skips_the_step_on_all_and_survives_a_kill(
 def test_a_run_goes_back_by_itself_and_past_the_bad_data_and_survives_a_kill(
     overrides: Overrides, tmp_path: Path
 ) -> None:
-    # Batches 2 and 3 are bad: step 3 is skipped, step 4 goes back to step 2, which goes on with batch 4.
+    # Batches 2 and 3 are bad: step 3 is undone, as on a GPU, step 4 goes back to step 2, which goes on with batch 4.
     settings = overrides(trainer__devices=2, trainer__max_steps=6, fault__max_skipped_steps=1)
     samples = [batch(settings, number)[15] for number in (2, 3)]
-    whole, output = poisoned(settings, *samples, runs_dir=tmp_path, run_id="whole")
+    whole, output = poisoned(settings, *samples, runs_dir=tmp_path, behind=True, run_id="whole")
 
     assert "step 4: the loss is nan, rolled back" in output
     assert actions(whole) == [(0, 2, "skipped"), (0, 3, "rolled back")]
@@ -138,9 +138,9 @@ def test_a_run_goes_back_by_itself_and_past_the_bad_data_and_survives_a_kill(
     assert final_state(whole)["effnet"]["position"]["batches_passed_over"] == 2
     assert final_state(whole)["global_step"] == 6
 
-    killed, _ = poisoned(settings, *samples, runs_dir=tmp_path, run_id="killed", expected=1, kill_at=5)
+    killed, _ = poisoned(settings, *samples, runs_dir=tmp_path, behind=True, run_id="killed", expected=1, kill_at=5)
     assert [outcome.get("rollback", False) for outcome in killed.outcomes()] == [True, False]
-    poisoned(settings, *samples, runs_dir=tmp_path, run_id="killed")
+    poisoned(settings, *samples, runs_dir=tmp_path, behind=True, run_id="killed")
     assert_same(final_state(whole), final_state(killed))
     assert actions(killed) == actions(whole)
 

@@ -10,6 +10,7 @@ import torch
 from configs.schema import Config
 from trainer.planning.step import FakeTraining
 from trainer.planning.work import Evaluation, Pass, Update
+from trainer.undoing import undoes
 
 FP32: Final = 4
 ZERO_BUCKET: Final = 200_000_000
@@ -32,6 +33,7 @@ class Memory:
         optimizer: What the optimizer keeps; under DeepSpeed the fp32 master weights too.
         average: The moving average of weights and buffers, in fp32.
         communication: Buffers of DeepSpeed.
+        undo: Copies of weights, buffers, average and optimizer, from which a bad step is undone.
         teacher: Weights and statistics of the teacher that is learnt from.
         activations: What forward and backward pass keep beyond all that, or the optimizer's step if that is more.
         activations_per_image: What each further image of a micro-batch adds.
@@ -49,6 +51,7 @@ class Memory:
     optimizer: int
     average: int
     communication: int
+    undo: int
     teacher: int
     activations: int
     activations_per_image: int
@@ -108,8 +111,9 @@ def plan_memory(
         optimizer = 0
     average = FP32 * parameters + buffers if config.ema.enabled else 0
     communication = working * ZERO_BUCKET * (1 if stage == 3 else 2) if sharded else 0
+    undo = FP32 * parameters + buffers + average + state if undoes(config, config.trainer.accelerator) else 0
     teacher = 0 if training.distillation is None else _bytes_of(training.distillation.state_dict().values())
-    fixed = weights + buffers + gradients + optimizer + average + communication + teacher
+    fixed = weights + buffers + gradients + optimizer + average + communication + undo + teacher
     stay = gradients_stay(config, world_size)
     temporary = round(update.peak_bytes * FP32 / working / world_size) if sharded else update.peak_bytes
 
@@ -134,6 +138,7 @@ def plan_memory(
         optimizer=optimizer,
         average=average,
         communication=communication,
+        undo=undo,
         teacher=teacher,
         activations=activations,
         activations_per_image=round(per_image),

@@ -94,7 +94,8 @@ def make_plan(config: Config, *, devices: int, samples: int | None = None) -> Pl
     evaluated = EvaluationFigures.of(config, evaluation, validations=totals.validations, seconds=seconds)
 
     def planned(stage: Stage, one: Pass) -> StageFigures:
-        time = plan_device_time(config, one, update, gradient_bytes=memory.gradients, average_bytes=memory.average)
+        parts = {"gradient_bytes": memory.gradients, "average_bytes": memory.average, "undo_bytes": memory.undo}
+        time = plan_device_time(config, one, update, **parts)
         return StageFigures(
             stage=stage,
             macs=one.forward_macs // one.images,

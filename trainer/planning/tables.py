@@ -16,6 +16,7 @@ PARTS = {
     "optimizer": "optimizer",
     "average": "moving average",
     "communication": "DeepSpeed's buffers",
+    "undo": "copies to undo a step",
     "teacher": "teacher",
     "activations": "activations",
 }

@@ -47,7 +47,7 @@ class DeviceTime:
 
 
 def plan_device_time(
-    config: Config, one: Pass, update: Update, *, gradient_bytes: int, average_bytes: int
+    config: Config, one: Pass, update: Update, *, gradient_bytes: int, average_bytes: int, undo_bytes: int
 ) -> DeviceTime | None:
     """Time of the device that `launch.hardware` describes; None where it describes none.
 
@@ -66,8 +66,9 @@ def plan_device_time(
     if starting > device:
         bound = "starting operations"
     forward = roofline(one.kernels[: one.forward_kernels], bandwidth=bandwidth, peak=peak)
-    # The average is read twice and written once, gradients are looked at once more.
-    extra = (3 * average_bytes + gradient_bytes) / bandwidth
+    # The average is read twice and written once, gradients are looked at once more; what is kept to undo a step is
+    # copied, multiplied by 0 or 1 as its copy is, and added to that.
+    extra = (3 * average_bytes + gradient_bytes + (2 + 2 + 2 + 3) * undo_bytes) / bandwidth
     stepping = roofline(update.kernels, bandwidth=bandwidth, peak=peak) + extra
     return DeviceTime(
         micro_batch_s=_seconds(config, one.kernels, device),

@@ -10,6 +10,7 @@ from trainer.batchnorm import BatchNormStatistics
 from trainer.distillation import Distillation, build_teacher
 from trainer.processes import Processes
 from trainer.sync_batchnorm import synchronise
+from trainer.undoing import ChangesWithSteps, StepUndo, undoes
 
 
 def first_phase(config: Config, *, steps: int) -> Config:
@@ -64,7 +65,10 @@ def try_training(config: Config, processes: Processes, callbacks: Sequence[Callb
         synchronise(module.network, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
-    parts = [BatchNormStatistics(), *callbacks]
+    statistics = BatchNormStatistics()
+    changed = [each for each in (statistics, *callbacks) if isinstance(each, ChangesWithSteps)]
+    undo = [StepUndo(*changed)] if undoes(config, accelerator) else []  # its copies take memory
+    parts = [statistics, *callbacks, *undo]
     trainer = build_trainer(config, processes, accelerator, callbacks=parts, loggers=[])
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule)

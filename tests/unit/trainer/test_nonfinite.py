@@ -20,7 +20,7 @@ from configs.run import RunDirectory, config_hash
 from datamodules.imagenet import ImageNetDataModule
 from tests.poison import Poisoned
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, checkpoint, new_run, rows, train, weights
-from trainer import nonfinite
+from trainer import nonfinite, undoing
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.batchnorm import BatchNormStatistics
 from trainer.checkpoint_files import CHECKPOINT, CheckpointFile, read_manifest
@@ -46,6 +46,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Poisoned, "samples", samples)
 
     return poison
+
+
+@pytest.fixture(params=["before", "after"])
+def skips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Steps are skipped before they are taken, as on the CPU, or taken back, as on a device that runs behind."""
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: request.param == "after")
+    return str(request.param)
 
 
 @pytest.fixture
@@ -102,6 +109,7 @@ def batches_seen() -> list[list[int]]:
 # Skipping
 
 
+@pytest.mark.usefixtures("skips")
 def test_a_skipped_step_changes_neither_weights_nor_statistics_nor_optimizer_nor_average(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -131,6 +139,7 @@ def relabelled(clean: RunDirectory, runs_dir: Path, *, step: int) -> RunDirector
     return run
 
 
+@pytest.mark.usefixtures("skips")
 def test_after_a_skipped_step_all_is_as_if_its_update_had_never_happened(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -146,6 +155,7 @@ def test_after_a_skipped_step_all_is_as_if_its_update_had_never_happened(
 
 
 @pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "lookahead_adamw", "lamb", "muon"])
+@pytest.mark.usefixtures("skips")
 def test_optimizers_with_counters_of_their_own_are_left_alone_too(
     optimizer: str, poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -162,6 +172,7 @@ def test_optimizers_with_counters_of_their_own_are_left_alone_too(
     assert not same(state(run, BAD + 1), state(run, BAD + 2))
 
 
+@pytest.mark.usefixtures("skips")
 def test_the_samples_of_the_bad_micro_batch_are_written_down(
     poison: Callable[..., None], overrides: Overrides, shards: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +196,7 @@ def test_the_samples_of_the_bad_micro_batch_are_written_down(
         assert sample["epoch"] == 0
 
 
+@pytest.mark.usefixtures("skips")
 def test_metrics_leave_the_bad_micro_batch_out_and_count_the_step(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -214,6 +226,7 @@ class BadGradient(Poisoned):
             parameter.grad[0] = torch.inf
 
 
+@pytest.mark.usefixtures("skips")
 def test_a_gradient_that_is_not_finite_is_enough(
     monkeypatch: pytest.MonkeyPatch, overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -241,6 +254,7 @@ class InfiniteLoss(Poisoned):
         return loss + torch.inf if self.trainer.global_step == BAD else loss
 
 
+@pytest.mark.usefixtures("skips")
 def test_a_loss_that_is_not_finite_is_enough(
     monkeypatch: pytest.MonkeyPatch, overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -252,6 +266,7 @@ def test_a_loss_that_is_not_finite_is_enough(
     assert (note["what"], [entry["loss"] for entry in note["micro_batches"]]) == ("loss", ["inf", "inf"])
 
 
+@pytest.mark.usefixtures("skips")
 def test_a_run_killed_after_a_skipped_step_ends_the_same(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -265,6 +280,29 @@ def test_a_run_killed_after_a_skipped_step_ends_the_same(
         assert [row["train/skipped_steps"] for row in rows(whole)] == [
             row["train/skipped_steps"] for row in rows(resumed)
         ]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "lamb", "muon", "nadamw"])
+def test_a_bad_first_step_leaves_an_optimizer_as_it_was_made(
+    optimizer: str, poison: Callable[..., None], overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: True)
+    settings = overrides(optimizer__opt=optimizer, optimizer__lr=1e-4, trainer__max_steps=2)
+    poison(batch(settings, 0)[0])
+    run = train(new_run(settings, tmp_path))
+
+    assert not any(checkpoint(run, 1)["optimizer_states"][0]["state"].values())
+    assert not same(state(run, 1), state(run, 2))
+    assert all(tensor.isfinite().all() for tensor in [*weights(run, 2).values(), *average(run, 2).values()])
+
+
+def test_steps_that_could_be_undone_are_the_same_bit_for_bit(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = overrides(trainer__max_steps=4)
+    plain = train(new_run(settings, tmp_path / "plain"))
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: True)
+    assert same(state(plain, 4), state(train(new_run(settings, tmp_path / "undo")), 4))
 
 
 # fp16: a loss scaler on the CPU, used as Lightning does on a GPU
@@ -302,6 +340,7 @@ def test_an_overflow_that_the_scaler_deals_with_is_no_bad_step_but_a_nan_loss_is
 # Going back
 
 
+@pytest.mark.usefixtures("skips")
 def test_one_bad_step_too_many_goes_back_before_them_all_and_past_their_data(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -354,6 +393,7 @@ def test_a_run_killed_after_it_went_back_ends_the_same(
         assert same(state(whole, 12), state(train(killed, attempt=2), 12)), step
 
 
+@pytest.mark.usefixtures("skips")
 def test_bad_steps_in_a_row_are_counted_across_a_kill(
     poison: Callable[..., None], overrides: Overrides, tmp_path: Path
 ) -> None:

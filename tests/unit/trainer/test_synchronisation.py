@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import trainer.fit
+import trainer.undoing
 from tests.unit.trainer.processes import run_ranks
 from tests.unit.trainer.runs import new_run, train
 from tests.unit.trainer.synchronisation import CountsReads
@@ -20,7 +21,6 @@ EVERYTHING = {
     "trainer__gradient_clip_val": 1.0,
     "trainer__log_every_n_steps": 4,
     "trainer__max_steps": 8,
-    "fault__max_skipped_steps": 0,
 }
 QUIET = (1, 2, 3, 5, 6, 7)
 """Steps that write no row and are not the last, which is followed by validation and a save."""
@@ -43,11 +43,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callback], None]:
 
 @pytest.fixture
 def reads(
-    watched: Callable[[Callback], None], toy_overrides: Overrides, tmp_path: Path
+    watched: Callable[[Callback], None], toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[int, Counter[str]]]:
-    """Trains 8 steps and returns what was read in each."""
+    """Trains 8 steps as on a device that runs behind, and returns what was read in each."""
 
-    def reads(**changes: object) -> dict[int, Counter[str]]:
+    def reads(*, behind: bool = True, **changes: object) -> dict[int, Counter[str]]:
+        monkeypatch.setattr(trainer.undoing, "runs_behind", lambda _: behind)
         counts = CountsReads()
         watched(counts)
         train(new_run(toy_overrides(**EVERYTHING | changes), tmp_path))
@@ -64,6 +65,7 @@ def reads(
         {"loss__mixup_mode": "pair"},
         {"optimizer__opt": "rmsproptf"},
         {"trainer__gradient_clip_algorithm": "value"},
+        {"fault__max_skipped_steps": 0},
     ],
 )
 def test_a_step_that_logs_nothing_reads_nothing(
@@ -74,10 +76,10 @@ def test_a_step_that_logs_nothing_reads_nothing(
     assert {step: found[step] for step in QUIET} == {step: Counter() for step in QUIET}
 
 
-def test_where_steps_may_be_skipped_it_reads_whether_this_one_is_and_nothing_else(
+def test_the_cpu_which_runs_with_the_host_reads_whether_to_skip_and_nothing_else(
     reads: Callable[..., dict[int, Counter[str]]],
 ) -> None:
-    found = reads(fault__max_skipped_steps=10)
+    found = reads(behind=False)
     assert {step: found[step] for step in QUIET} == {step: Counter(__bool__=1, _local_scalar_dense=1) for step in QUIET}
 
 
@@ -121,7 +123,7 @@ def test_what_reads_is_found(
 
 TWO_RANKS = """
 import json, sys
-import trainer.fit
+import trainer.fit, trainer.undoing
 from pathlib import Path
 from rich.console import Console
 from configs.run import RunDirectory
@@ -131,6 +133,7 @@ from trainer.signals import StopFlag
 
 counts, build = CountsReads(), trainer.fit.build_trainer
 trainer.fit.build_trainer = lambda *given, callbacks, **named: build(*given, callbacks=[*callbacks, counts], **named)
+trainer.undoing.runs_behind = lambda _: True
 run, console = RunDirectory(Path({path!r})), Console(file=sys.stderr)
 trainer.fit.fit(run, attempt=0, flag=StopFlag(), processes=Processes.from_environment(), console=console)
 print(json.dumps([dict(counts.found[step]) for step in (2, 3)]))

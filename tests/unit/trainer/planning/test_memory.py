@@ -32,7 +32,8 @@ def test_one_device_keeps_weights_optimizer_average_and_activations() -> None:
     assert planned.average == 4 * parameters + planned.buffers
     assert (planned.communication, planned.usable, planned.largest_micro_batch, planned.fits) == (0, None, None, None)
     parts = (planned.weights, planned.buffers, planned.gradients, planned.optimizer, planned.average)
-    assert planned.total == sum(parts) + planned.activations
+    assert planned.undo == sum(parts) - planned.gradients
+    assert planned.total == sum(parts) + planned.undo + planned.activations
     assert memory(ema__enabled=False)[0].average == 0
 
 
@@ -134,3 +135,17 @@ def test_a_checkpoint_has_the_size_of_a_real_one(
     real = sum(file.stat().st_size for file in Path(newest).iterdir() if file.suffix == ".ckpt")
     assert planned.each == pytest.approx(real, rel=0.02)
     assert planned.kept == 2 * planned.each
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer__accelerator": "cpu"},
+        {"fault__max_skipped_steps": 0},
+        {"trainer__precision": "16-mixed"},
+        {"trainer__strategy": "deepspeed", "deepspeed__zero_stage": 1, "ema__enabled": False},
+    ],
+)
+def test_where_no_step_is_undone_nothing_is_copied(changes: dict[str, object]) -> None:
+    assert memory()[0].undo > 0
+    assert memory(**changes)[0].undo == 0

@@ -31,7 +31,7 @@ def test_an_a100_is_as_fast_as_nvidia_has_measured(size: str, images: int, publi
     one = FakeTraining(config).run(images, gradients_stay=True)
     update = Update(state_bytes=0, state_tensors=0, peak_bytes=0, kernels=[])
 
-    time = plan_device_time(config, one, update, gradient_bytes=0, average_bytes=0)
+    time = plan_device_time(config, one, update, gradient_bytes=0, average_bytes=0, undo_bytes=0)
 
     assert time is not None
     assert time.bound_by == "memory bandwidth"
@@ -54,7 +54,7 @@ def work(kernels: int, **changes: object) -> DeviceTime | None:
         kernels=[(0, 1_000_000)] * kernels,
     )
     update = Update(state_bytes=0, state_tensors=0, peak_bytes=0, kernels=[(0, 10)] * 3)
-    return plan_device_time(settings(**changes), one, update, gradient_bytes=0, average_bytes=0)
+    return plan_device_time(settings(**changes), one, update, gradient_bytes=0, average_bytes=0, undo_bytes=0)
 
 
 def test_small_operations_wait_for_the_host_and_a_cpu_is_its_own() -> None:
