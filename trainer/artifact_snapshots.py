@@ -15,6 +15,7 @@ from typing import Any
 from configs.run import RunDirectory, read_json, write_atomically
 from configs.schema import Config
 from trainer.checkpoint_files import CHECKPOINT, MANIFEST, WEIGHTS
+from trainer.elastic_zero import OPTIMIZER, STATE
 from trainer.exporting.model_card import model_card
 from trainer.exporting.timm_layout import how_to_load
 from trainer.exporting.weights import Weights
@@ -131,6 +132,8 @@ def card_of(
     files = {CHECKPOINT: "weights and all else that training goes on from; `resume=FOLDER` begins there"}
     if WEIGHTS in manifest["files"]:
         files[WEIGHTS] = "the weights alone, as a whole"
+        files[OPTIMIZER] = "the optimizer's state as a whole, for another number of processes"
+        files[STATE] = "all of the checkpoint but weights and optimizer"
     files[MANIFEST] = "sizes and checksums of the files, step, metrics, configuration"
     return model_card(
         run,

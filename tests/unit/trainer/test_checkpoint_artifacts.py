@@ -16,24 +16,36 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from configs.load import load_config
 from configs.problems import ConfigError
 from configs.run import RunDirectory, read_json
 from tests.disks import fill, small_disk
+from tests.integration.runs import signal_after, start
+from tests.integration.runs import train as train_by_command
 from tests.unit.trainer.runs import average, give, new_run, sync, train
 from tests.wandb_server import Artifact, WandbServer
 from tests.web import FaultyServer
 from trainer.artifact_snapshots import card_of, take
 from trainer.checkpoint_artifacts import CheckpointArtifacts
 from trainer.checkpoints import CheckpointDirectory
+from trainer.consolidation import load_saved_weights
 from trainer.network import build_network
 from trainer.signals import StopFlag
 from trainer.tracking import SafeWandbLogger, sync_command
 
 Overrides = Callable[..., list[str]]
 ONLINE = {"tracking__mode": "online", "tracking__project": "toys", "trainer__max_steps": 10}
+ZERO = ONLINE | {"trainer__strategy": "deepspeed", "trainer__devices": 2, "optimizer__opt": "adamw"}
+PARTS = {
+    "checkpoint.ckpt/checkpoint/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "checkpoint.ckpt/checkpoint/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.ckpt",
+}
+"""Some of what two processes leave under ZeRO."""
 
 
 def versions(run: RunDirectory, server: WandbServer) -> dict[int, Artifact]:
@@ -253,6 +265,93 @@ def test_the_card_of_a_checkpoint_in_shards_loads_its_whole_weights(
     loaded = names["model"].state_dict()
     assert all(torch.equal(expected[name], loaded[name]) for name in loaded)
     assert expected.keys() == loaded.keys()
+
+
+def assert_card_loads(kind: str, version: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code on the card of a version, in a folder with its files, makes the network with weights of that kind."""
+    (code,) = re.findall(r"```python\n(.*?)```", version.files["README.md"].decode(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    expected, loaded = load_saved_weights(folder / "weights.safetensors")[kind], names["model"].state_dict()
+    assert expected.keys() == loaded.keys()
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+
+
+def write(version: Artifact, folder: Path) -> Path:
+    """As `wandb artifact get` does."""
+    for name, content in version.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.slow  # three starts of two ranks with DeepSpeed
+def test_a_zero_run_sends_all_parts_over_a_signal_and_another_run_goes_on_from_what_w_and_b_has(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"deepspeed__zero_stage": 3, "tracking__checkpoint_artifacts": "all", "checkpoint__every_n_steps": 4}
+    settings |= {"checkpoint__keep_last": 1, "checkpoint__keep_best": None, "ema__enabled": False}
+    overrides = toy_overrides(**ZERO | settings)
+    run = RunDirectory(tmp_path / "toy")
+    process = start(overrides, runs_dir=tmp_path, run_id="toy")
+    said = signal_after(process, run, step=5)
+    assert process.returncode == 85, said
+    train_by_command(overrides, runs_dir=tmp_path, run_id="toy")
+
+    found = versions(run, server)
+    (stopped,) = set(found) - {4, 8, 9, 10}
+    assert {4, stopped, 10} <= set(found)
+    for version in found.values():
+        assert set(version.files) > PARTS
+        assert_whole(version)
+    assert [step for step, version in found.items() if "latest" in version.aliases] == [10]
+    assert snapshots(run) == []
+    assert server.unknown == []
+
+    folder = write(found[stopped], tmp_path / f"step-{stopped:09d}")
+    other = train_by_command(
+        [*overrides, f"resume={folder}", "tracking.mode=disabled"], runs_dir=tmp_path / "other", run_id="other"
+    )
+    ends = [load_file(each.checkpoints / "step-000000010/weights.safetensors") for each in (run, other)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    assert_card_loads("raw", found[stopped], folder, monkeypatch)
+
+
+@pytest.mark.slow
+def test_parts_of_a_zero_run_that_is_kept_on_disk_come_whole_with_the_sync(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"deepspeed__zero_stage": 2, "tracking__checkpoint_artifacts": "last", "tracking__mode": "offline"}
+    run = train_by_command(toy_overrides(**ZERO | settings), runs_dir=tmp_path, run_id="toy")
+    assert server.artifacts == {}
+    sync(run, server)
+
+    found = versions(run, server)
+    assert set(found) == {10}
+    assert set(found[10].files) > PARTS
+    assert_whole(found[10])
+    assert all(f"| {name} |" in found[10].files["README.md"].decode() for name in ("optimizer.safetensors", "state.ckpt"))
+    assert_card_loads("ema", found[10], write(found[10], tmp_path / "sent"), monkeypatch)
+
+
+@pytest.mark.slow
+def test_parts_of_a_zero_run_in_remote_storage_are_referred_to_one_by_one(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder = f"file://{tmp_path}/bucket"
+    settings = {"deepspeed__zero_stage": 2, "tracking__checkpoint_artifacts": "last"}
+    overrides = toy_overrides(**ZERO | settings, checkpoint__remote_dir=folder)
+    run = train_by_command(overrides, runs_dir=tmp_path, run_id="toy")
+
+    (version,) = versions(run, server).values()
+    assert set(version.files) == {"README.md", "manifest.json"}
+    referred = {name: entry["ref"] for name, entry in version.entries.items() if "ref" in entry}
+    assert set(referred) > PARTS
+    for name, expected in version.metadata["files"].items():
+        there = Path(referred[name].removeprefix("file://")).read_bytes()
+        assert hashlib.sha256(there).hexdigest() == expected["sha256"]
 
 
 def test_a_full_disk_costs_no_checkpoint_and_is_said_once(
