@@ -25,6 +25,8 @@ STARTED: Final = "EFFNET_STARTED"
 """Environment variable: when the launcher began, in seconds since the epoch."""
 PREFLIGHT: Final = "EFFNET_PREFLIGHT"
 """Environment variable: where it is set, ranks examine their nodes before they train."""
+GRACE: Final = "EFFNET_GRACE_S"
+"""Environment variable: seconds from a signal until the scheduler kills."""
 PEER_LOST: Final = "PeerLost"
 """Stands for the type of an error that only says that another rank, or the network to it, is gone."""
 

@@ -15,9 +15,9 @@ from trainer.tracking import SafeWandbLogger
 def _slow(spec: dict[str, Any]) -> type[EfficientNetModule]:
     finish = SafeWandbLogger.finish
 
-    def finish_late(self: SafeWandbLogger, exit_code: int) -> None:
+    def finish_late(self: SafeWandbLogger, exit_code: int, *, within_s: float | None = None) -> None:
         time.sleep(spec["seconds"])
-        finish(self, exit_code)
+        finish(self, exit_code, within_s=within_s)
         Path(spec["finished"]).touch()
 
     SafeWandbLogger.finish = finish_late  # type: ignore[method-assign]

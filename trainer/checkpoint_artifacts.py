@@ -3,6 +3,7 @@
 import queue
 import shlex
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -97,8 +98,9 @@ class CheckpointArtifacts:
 
     def ended(self, *, done: bool) -> None:
         """W&B has ended: what it has need not be kept. Of a run that is ``done``, say what it lacks."""
+        until = time.monotonic() + 1.0
         for thread in self._uploads:
-            thread.join(1.0)
+            thread.join(max(until - time.monotonic(), 0.0))
         missing = [each for each in artifact_snapshots.left(self._folder) if not each.offline] if done else []
         if missing:
             text = "W&B may lack the checkpoint of %s, until it is sent by: %s"

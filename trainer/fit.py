@@ -23,6 +23,7 @@ from trainer.distillation import Distillation, build_teacher
 from trainer.ema import WeightAverage
 from trainer.environment import record_environment
 from trainer.evaluation.final import FinalValidation
+from trainer.grace import left_s
 from trainer.loader_rates import LoaderRates
 from trainer.logs import logger
 from trainer.metrics import TrainingMetrics
@@ -133,7 +134,7 @@ def fit(
         "es" if processes.world_size > 1 else "",
         config.data.global_batch_size,
     )
-    exit_code, interrupted = 1, False
+    exit_code, interrupted, stopped = 1, False, False
     try:
         ckpt_path = str(start.checkpoint / CHECKPOINT) if start.checkpoint is not None else None
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
@@ -142,7 +143,7 @@ def fit(
         if artifacts is not None:
             artifacts.trained()
     except Interrupted:
-        interrupted = True
+        interrupted = stopped = True
         for tracker in _wandb(trainer):
             tracker.mark_preempting()
         raise
@@ -156,10 +157,11 @@ def fit(
         alert(trainer, "training failed", text)
         raise
     finally:
+        within_s = left_s(flag) if stopped or flag.received is not None else None
         if artifacts is not None:
-            artifacts.close(wait=exit_code == 0)
+            artifacts.close(wait=exit_code == 0 and within_s is None)
         for tracker in _wandb(trainer):
-            tracker.finish(exit_code)
+            tracker.finish(exit_code, within_s=within_s)
         if artifacts is not None:
             artifacts.ended(done=exit_code == 0)
         if interrupted:

@@ -28,10 +28,12 @@ class StopFlag:
 
     Attributes:
         received: The first signal, or None.
+        received_at: When that was, by the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.received_at: float | None = None
 
     def install(self) -> "StopFlag":
         """Take over SIGTERM, SIGINT and SIGUSR1. In the main thread only, as Python wants it."""
@@ -60,4 +62,5 @@ class StopFlag:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
+            self.received_at = time.monotonic()
             self.received = signal.Signals(number)

@@ -79,8 +79,19 @@ class UnbrokenWandbLogger(WandbLogger):
         """Whether this attempt is kept on disk alone, to be sent later."""
         return bool(self._offline)
 
-    def finish(self, exit_code: int) -> None:
-        """End this attempt's part of the run."""
+    def finish(self, exit_code: int, *, within_s: float | None = None) -> None:
+        """End this attempt's part of the run, ``within_s`` where something else will end the process then."""
+        if within_s is None or within_s >= FINISH_TIMEOUT_S:
+            self._end(exit_code)
+            return
+        # In a thread: how long W&B itself waits is settled when it begins.
+        ending = threading.Thread(target=self._end, args=(exit_code,), name="wandb end", daemon=True)
+        ending.start()
+        ending.join(within_s)
+        if ending.is_alive():
+            self._say_unsent(within_s)
+
+    def _end(self, exit_code: int) -> None:
         if self._full_since is not None:
             self._has_room()
         try:
@@ -101,8 +112,7 @@ class UnbrokenWandbLogger(WandbLogger):
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            text = "W&B has not taken all rows in %.0f s: they are on disk, and to be sent by: %s"
-            logger.warning(text, FINISH_TIMEOUT_S, self._sync)
+            self._say_unsent(FINISH_TIMEOUT_S)
         else:
             if not self._offline:
                 mark_sent(run)
@@ -256,6 +266,10 @@ class UnbrokenWandbLogger(WandbLogger):
         if text not in self._said:
             self._said.add(text)
             logger.warning(text, *values)
+
+    def _say_unsent(self, waited_s: float) -> None:
+        text = "W&B has not taken all rows in %.0f s: they are on disk, and to be sent by: %s"
+        logger.warning(text, waited_s, self._sync)
 
     def _give_up(self, error: Exception) -> None:
         if not self.dead:

@@ -8,6 +8,7 @@ import hashlib
 import re
 from typing import Any
 
+from configs.run import GRACE
 from configs.schema import Kubernetes, Volume
 from launch.job import JobSpec, Mount
 from launch.kubernetes.pod import CONFIG, JOB_UID, RESTART
@@ -77,7 +78,8 @@ def pod_command(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _variables(spec: JobSpec, kubernetes: Kubernetes, config: str) -> list[Document]:
-    plain = {**spec.environment, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", CONFIG: config}
+    plain = {GRACE: str(kubernetes.termination_grace_s), **spec.environment}
+    plain |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", CONFIG: config}
     fields = {
         JOB_UID: "metadata.labels['batch.kubernetes.io/controller-uid']",
         RESTART: "metadata.labels['jobset.sigs.k8s.io/restart-attempt']",

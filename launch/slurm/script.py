@@ -8,12 +8,15 @@ import shlex
 from collections.abc import Iterator
 
 from configs.problems import ConfigError, Problem, shown
+from configs.run import GRACE
 from configs.schema import Slurm
 from launch.job import JobSpec, python_environment
 
 WAIT_S = 300
 """Longest that rank 0 may take at its end (curves, W&B) after the others are done."""
 TORCHRUN_RESTARTS = 3
+KILL_WAIT_S = 30
+"""From a signal that no time limit has caused to the kill: Slurm's default of KillWait."""
 
 
 def render(spec: JobSpec, slurm: Slurm) -> str:
@@ -31,7 +34,7 @@ def render(spec: JobSpec, slurm: Slurm) -> str:
         "set -u -o pipefail",
         f"run={_quoted(str(spec.run_dir))}",
         *modules(slurm),
-        *(f"export {name}={_quoted(value)}" for name, value in _variables(spec).items()),
+        *(f"export {name}={_quoted(value)}" for name, value in variables(spec, slurm).items()),
         f"cd {_quoted(str(spec.work_dir))} || exit 1",
         "",
         "# Signals go to the tasks too, which checkpoint. The script stays to say how they ended.",
@@ -111,8 +114,9 @@ def _directive_value(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _variables(spec: JobSpec) -> dict[str, str]:
-    return {**spec.environment, **python_environment(spec)}
+def variables(spec: JobSpec, slurm: Slurm) -> dict[str, str]:
+    """What the processes of a job get; whoever knows how long the cluster waits can say so in launch.environment."""
+    return {GRACE: str(min(slurm.signal_before_s, KILL_WAIT_S)), **spec.environment, **python_environment(spec)}
 
 
 def modules(slurm: Slurm) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Slurm
-from launch.job import JobSpec, python_environment
-from launch.slurm.script import check_paths, container, directives, modules
+from launch.job import JobSpec
+from launch.slurm.script import check_paths, container, directives, modules, variables
 
 
 def render(spec: JobSpec, slurm: Slurm, *, agents: int, command: Sequence[str]) -> str:
@@ -35,7 +35,6 @@ def render(spec: JobSpec, slurm: Slurm, *, agents: int, command: Sequence[str]) 
         signal=f"B:USR1@{slurm.signal_before_s}",
         output=f"{spec.run_dir}/launch/slurm-%A_%a.out",
     )
-    variables = {**spec.environment, **python_environment(spec)}
     python = " ".join([*container(spec, slurm), *map(shlex.quote, [spec.python, *command])])
     lines = [
         "#!/bin/bash",
@@ -44,7 +43,7 @@ def render(spec: JobSpec, slurm: Slurm, *, agents: int, command: Sequence[str]) 
         "# Rendered by effnet. Each task is an agent of one sweep. A task that starts again goes on with its trial.",
         "set -u",
         *modules(slurm),
-        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in variables(spec, slurm).items()),
         f"cd {shlex.quote(str(spec.work_dir))} || exit 1",
         "",
         f"{python} &",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from configs.load import load_config
-from configs.run import RunDirectory, read_json
+from configs.run import GRACE, RunDirectory, read_json
 from tests.disks import small_disk
 from tests.unit.trainer.runs import new_run, rows, sync, train
 from tests.wandb_server import KEY, Run, WandbServer
@@ -199,6 +200,31 @@ def test_a_server_that_hangs_in_mid_run_holds_up_no_row_and_an_end_no_longer_tha
     sync(run, server)
     (online,) = server.runs.values()
     assert [row["trainer/global_step"] for row in online.history] == list(range(1, 300))
+
+
+def test_a_server_that_hangs_holds_up_a_stop_no_longer_than_the_scheduler_waits(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    """W&B itself would wait 60 s, and by then a job whose grace is 12 s would have been killed, and not be put back."""
+    settings = {"tracking__checkpoint_artifacts": "all", "checkpoint__every_n_steps": 2, "trainer__max_epochs": 60}
+    run = new_run(toy_overrides(**ONLINE, **settings), tmp_path)
+    log_dir = run.log_dir(0)
+    log_dir.mkdir(parents=True)
+    command = [sys.executable, "-m", "trainer", "fit", str(run.path), f"--log-dir={log_dir}", "--attempt=0"]
+    process = subprocess.Popen(command, env={**server.environment(), GRACE: "12"}, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: process.poll() is not None or (run.metrics_file.exists() and bool(losses(run))))
+    server.fault = "hang"
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=200)
+
+    assert process.returncode == 85, said
+    (waited,) = map(int, re.findall(r"W&B has not taken all rows in (\d+) s: they are on disk", said))
+    assert waited <= 7
+    assert sync_command(run) in said
+    server.fault = None
+    sync(run, server)
+    found = counting(server.runs[run.wandb_id()])
+    assert {step: row["train/loss"] for step, row in found.items()} == pytest.approx(losses(run))
 
 
 @pytest.mark.parametrize("away", [False, pytest.param(True, marks=pytest.mark.slow)])

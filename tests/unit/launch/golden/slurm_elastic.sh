@@ -26,6 +26,7 @@ set -u -o pipefail
 run=/home/me/runs/b0
 type module > /dev/null 2>&1 || source /etc/profile
 module load cuda/13.0 || exit 1
+export EFFNET_GRACE_S=30
 export NCCL_IB_HCA=mlx5
 export PYTHONPATH=/home/me/runs/b0/launch/code-0123456789ab
 export PYTHONSAFEPATH=1

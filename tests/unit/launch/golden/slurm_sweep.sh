@@ -14,6 +14,7 @@
 
 # Rendered by effnet. Each task is an agent of one sweep. A task that starts again goes on with its trial.
 set -u
+export EFFNET_GRACE_S=30
 export PYTHONPATH=/w/runs/sweep-a/launch/code-1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
