@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from launch.cli_models import Quiet
+
 ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file; later ones win.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as trainer.num_nodes=4", metavar="[KEY=VALUE]...")
@@ -24,6 +26,7 @@ def launch_local(
     run: ExistingRun = None,
     dry_run: DryRun = False,
     preflight: Preflight = False,
+    quiet: Quiet = False,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start again after failures, so often in a row without a new checkpoint.")
     ] = 0,
@@ -31,8 +34,9 @@ def launch_local(
     """Train on this machine, by a snapshot of the code as it is now."""
     from launch import submission
 
-    given = (config or [], overrides or [], run)
-    raise typer.Exit(submission.launch_local(*given, dry_run=dry_run, preflight=preflight, max_restarts=max_restarts))
+    how = {"dry_run": dry_run, "preflight": preflight, "quiet": quiet}
+    code = submission.launch_local(config or [], overrides or [], run, **how, max_restarts=max_restarts)
+    raise typer.Exit(code)
 
 
 @launch_app.command("slurm")
@@ -42,11 +46,12 @@ def launch_slurm(
     run: ExistingRun = None,
     dry_run: DryRun = False,
     preflight: Preflight = False,
+    quiet: Quiet = False,
 ) -> None:
     """Submit a batch job to Slurm."""
     from launch import submission
 
-    how = {"dry_run": dry_run, "preflight": preflight}
+    how = {"dry_run": dry_run, "preflight": preflight, "quiet": quiet}
     raise typer.Exit(submission.launch_slurm(config or [], overrides or [], run, **how))
 
 
@@ -57,11 +62,12 @@ def launch_ssh(
     run: ExistingRun = None,
     dry_run: DryRun = False,
     preflight: Preflight = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train on hosts that ssh reaches, by a snapshot of the code; ends when they do."""
     from launch import submission
 
-    how = {"dry_run": dry_run, "preflight": preflight}
+    how = {"dry_run": dry_run, "preflight": preflight, "quiet": quiet}
     raise typer.Exit(submission.launch_ssh(config or [], overrides or [], run, **how))
 
 

@@ -68,7 +68,7 @@ def fit(
         directory.keep_origins(resolved.origins)
         record_lost(directory, reason=LOST)
         if config.data.prepare is not None:
-            prepare(config)
+            prepare(config, quiet=quiet)
         directory.wandb_id()
         with SignalInbox() as inbox:
             attempts = Attempts(
@@ -188,11 +188,12 @@ def missing_extra(config: Config) -> Iterator[Problem]:
         yield Problem(key="data.modality", received=shown(modality), accepted=accepted)
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config, *, quiet: bool = False) -> None:
     """Make the demo's shards where they are missing; the command itself sees whether they are there."""
     shards = config.data.train_shards
     out_dir = Path(shards if isinstance(shards, str) else shards[0]).parent
-    done = subprocess.run([sys.executable, "-m", "datamodules", str(config.data.prepare), str(out_dir)], check=False)
+    command = [sys.executable, "-m", "datamodules", str(config.data.prepare), str(out_dir)]
+    done = subprocess.run([*command, *(["--quiet"] if quiet else [])], check=False)
     if done.returncode:
         raise DataError(f"data.prepare={config.data.prepare} failed with status {done.returncode}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.checks.launch import SECRET_NAME, SECRET_VALUE
 from configs.problems import ConfigError, Problem, shown
-from configs.run import PREFLIGHT, RunDirectory
+from configs.run import PREFLIGHT, QUIET, RunDirectory
 from configs.schema import Config
 
 PASSED_ON = re.compile(
@@ -119,6 +119,11 @@ def job_spec(config: Config, *, code_dir: Path, work_dir: Path, environment: Map
 def with_preflight(spec: JobSpec) -> JobSpec:
     """The same job, whose ranks examine their nodes, in each attempt, before they train."""
     return replace(spec, environment={**spec.environment, PREFLIGHT: "1"})
+
+
+def with_quiet(spec: JobSpec) -> JobSpec:
+    """The same job, whose first rank prints results and errors alone."""
+    return replace(spec, environment={**spec.environment, QUIET: "1"})
 
 
 def captured_environment(config: Config, environment: Mapping[str, str]) -> dict[str, str]:

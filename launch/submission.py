@@ -16,7 +16,7 @@ from launch.devices import resolve_devices
 from launch.engines import refuse_if_submitted
 from launch.fit import check_machine, console, fit, of_run, prepare, say_how_it_ended
 from launch.inbox import SignalInbox
-from launch.job import JobSpec, job_spec, with_preflight
+from launch.job import JobSpec, job_spec, with_preflight, with_quiet
 from launch.ledger import Submission, record, withdraw_cancellation
 from launch.lock import locked
 from launch.slurm import jobs as slurm_jobs
@@ -28,7 +28,13 @@ from launch.ssh.hostfile import hosts_of
 
 
 def launch_slurm(
-    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+    files: Sequence[str],
+    overrides: Sequence[str],
+    run_name: str | None,
+    *,
+    dry_run: bool,
+    preflight: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Submit a run to Slurm, or print the script; returns the exit code.
 
@@ -38,11 +44,11 @@ def launch_slurm(
     resolved = _load(files, overrides, run_name)
     config = resolved.config
     run, spec = _plan(config, preflight=preflight)
-    script = slurm.render(spec, config.launch.slurm)
+    script = slurm.render(with_quiet(spec) if quiet else spec, config.launch.slurm)
     if dry_run:
         sys.stdout.write(script)
         return EXIT_DONE
-    if not _prepared(run, resolved, engine="slurm"):
+    if not _prepared(run, resolved, engine="slurm", quiet=quiet):
         return EXIT_DONE
     assert snapshot(run) == spec.code_dir
     artefact = run.launch_dir / "slurm.sh"
@@ -58,7 +64,13 @@ def launch_slurm(
 
 
 def launch_ssh(
-    files: Sequence[str], overrides: Sequence[str], run_name: str | None, *, dry_run: bool, preflight: bool = False
+    files: Sequence[str],
+    overrides: Sequence[str],
+    run_name: str | None,
+    *,
+    dry_run: bool,
+    preflight: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Train on hosts that are reached by ssh, to the end or until a signal, or print what would be run there.
 
@@ -74,13 +86,20 @@ def launch_ssh(
     if dry_run:
         sys.stdout.write(plan)
         return EXIT_DONE
-    if not _prepared(run, resolved):
+    if not _prepared(run, resolved, quiet=quiet):
         return EXIT_DONE
     with locked(run), SignalInbox() as inbox:
         assert snapshot(run) == spec.code_dir
         write_atomically(run.launch_dir / "ssh.json", plan)
         attempts = SshAttempts(
-            config=config, run=run, spec=spec, hosts=hosts, inbox=inbox, started=started, console=console
+            config=config,
+            run=run,
+            spec=spec,
+            hosts=hosts,
+            inbox=inbox,
+            started=started,
+            console=console,
+            streams=not quiet,
         )
         result = attempts.run_all()
     say_how_it_ended(result, run, command="effnet launch ssh")
@@ -95,6 +114,7 @@ def launch_local(
     dry_run: bool,
     preflight: bool = False,
     max_restarts: int = 0,
+    quiet: bool = False,
 ) -> int:
     """Train here, by a snapshot of the code: goes on as ``effnet fit --run`` with it.
 
@@ -109,17 +129,17 @@ def launch_local(
     variables = {"PYTHONPATH": str(code_dir), "PYTHONSAFEPATH": "1"}
     variables |= {PREFLIGHT: "1"} if preflight else {}
     command = [sys.executable, "-m", "launch.cli", "fit", "--run", str(run.path)]
-    command += [f"--max-restarts={max_restarts}"] if max_restarts else []
+    command += [*([f"--max-restarts={max_restarts}"] if max_restarts else []), *(["--quiet"] if quiet else [])]
     if dry_run:
         words = [*(f"{name}={value}" for name, value in variables.items()), *command]
         sys.stdout.write(shlex.join(["env", *words]) + "\n")
         return EXIT_DONE
-    if not _prepared(run, resolved):
+    if not _prepared(run, resolved, quiet=quiet):
         return EXIT_DONE
     snapshot(run)
     # This process has the launcher's part of the same code loaded: starting it again costs a third of a second.
     os.environ.update(variables)
-    return fit([], [], str(run.path), max_restarts=max_restarts)
+    return fit([], [], str(run.path), max_restarts=max_restarts, quiet=quiet)
 
 
 def _load(files: Sequence[str], overrides: Sequence[str], run: str | None) -> Resolved:
@@ -141,7 +161,7 @@ def _plan(
     return RunDirectory(work_dir / run.path), with_preflight(spec) if preflight else spec
 
 
-def _prepared(run: RunDirectory, resolved: Resolved, *, engine: str | None = None) -> bool:
+def _prepared(run: RunDirectory, resolved: Resolved, *, engine: str | None = None, quiet: bool = False) -> bool:
     """Freeze the configuration and make what jobs share; false if the run is done.
 
     Raises:
@@ -159,7 +179,7 @@ def _prepared(run: RunDirectory, resolved: Resolved, *, engine: str | None = Non
         run.freeze(config)
         run.keep_origins(resolved.origins)
         if config.data.prepare is not None:
-            prepare(config)
+            prepare(config, quiet=quiet)
         run.wandb_id()
         run.launch_dir.mkdir(exist_ok=True)
     return True

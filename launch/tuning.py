@@ -24,7 +24,14 @@ PLOT = "plot.png"
 
 
 def tune_lr(
-    files: Sequence[str], overrides: Sequence[str], *, min_lr: float, max_lr: float, steps: int, out: Path | None
+    files: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    min_lr: float,
+    max_lr: float,
+    steps: int,
+    out: Path | None,
+    quiet: bool = False,
 ) -> int:
     """Sweep the learning rate on this machine's devices; returns the exit code.
 
@@ -35,6 +42,7 @@ def tune_lr(
         max_lr: Of the last.
         steps: Optimizer steps.
         out: PNG to write.
+        quiet: Show no progress.
 
     Raises:
         ConfigError: For all mistakes in options and configuration.
@@ -50,11 +58,17 @@ def tune_lr(
         problems.append(Problem(key="--out", received=shown(str(out)), accepted=accepted))
     config = _checked(files, overrides, problems, lambda config: _check_all_here(config, "effnet tune lr"))
     options = (f"--min-lr={min_lr}", f"--max-lr={max_lr}", f"--steps={steps}")
-    return _try("tune-lr", config, options, devices=resolve_devices(config), out=out)
+    return _try("tune-lr", config, options, devices=resolve_devices(config), out=out, quiet=quiet)
 
 
 def tune_batch_size(
-    files: Sequence[str], overrides: Sequence[str], *, min_size: int, max_size: int | None, steps: int
+    files: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    min_size: int,
+    max_size: int | None,
+    steps: int,
+    quiet: bool = False,
 ) -> int:
     """Try micro-batch sizes on one device of this machine; returns the exit code.
 
@@ -64,6 +78,7 @@ def tune_batch_size(
         min_size: Smallest.
         max_size: Largest; None is a device's share of the global batch.
         steps: Optimizer steps that are timed for each.
+        quiet: Show no progress.
 
     Raises:
         ConfigError: For all mistakes in options and configuration.
@@ -91,7 +106,7 @@ def tune_batch_size(
         threads = {"num_threads": max(count_cores() // devices, 1)}
         config = config.model_copy(update={"trainer": config.trainer.model_copy(update=threads)})
     options = (f"--world-size={world_size}", f"--steps={steps}", "--sizes", *map(str, sizes))
-    return _try("tune-batch-size", config, options, devices=1)
+    return _try("tune-batch-size", config, options, devices=1, quiet=quiet)
 
 
 def candidates(
@@ -163,9 +178,11 @@ def _check_one_here(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _try(command: str, config: Config, options: Sequence[str], *, devices: int, out: Path | None = None) -> int:
+def _try(
+    command: str, config: Config, options: Sequence[str], *, devices: int, quiet: bool, out: Path | None = None
+) -> int:
     if config.data.prepare is not None:
-        prepare(config)
+        prepare(config, quiet=quiet)
     started = time.time()
     with SignalInbox() as inbox, tempfile.TemporaryDirectory(prefix="effnet-tune-") as folder:
         place = RunDirectory(Path(folder))
@@ -176,6 +193,7 @@ def _try(command: str, config: Config, options: Sequence[str], *, devices: int, 
         # Nothing stays: not what a trial has compiled, either.
         environment = agent_environment({**os.environ, COMPILED: str(place.path / "compiled")}, timeout_s=GRACE_S)
         arguments = (command, folder, f"--log-dir={log_dir}", f"--result={result}", *plot, *options)
+        arguments += ("--quiet",) if quiet else ()
         status = run_command(
             trainer_command(*arguments, devices=devices),
             devices=devices,

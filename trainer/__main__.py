@@ -20,6 +20,7 @@ from configs.run import (
     EXIT_INTERRUPTED,
     EXIT_RETRY,
     PEER_LOST,
+    QUIET,
     RunDirectory,
     rank_log,
 )
@@ -45,8 +46,9 @@ def main() -> int:
     log_dir: Path = arguments.log_dir
     to_terminal = processes.global_rank == 0 and not (arguments.quiet and arguments.command == "doctor")
     log = rank_log(log_dir, processes.global_rank)
-    console = redirect_output(log, to_terminal=to_terminal, quiet=arguments.quiet)
-    progress = Console(quiet=True) if arguments.quiet else console
+    quiet = arguments.quiet or QUIET in os.environ
+    console = redirect_output(log, to_terminal=to_terminal, quiet=quiet)
+    progress = Console(quiet=True) if quiet else console
 
     def work() -> None:
         if arguments.command == "fit":
@@ -69,6 +71,7 @@ def main() -> int:
                 steps=arguments.steps,
                 result=arguments.result,
                 plot=arguments.plot,
+                progress=progress,
             )
         elif arguments.command == "tune-batch-size":
             from trainer.tuning.batch_size import tune_batch_size
@@ -80,6 +83,7 @@ def main() -> int:
                 world_size=arguments.world_size,
                 steps=arguments.steps,
                 result=arguments.result,
+                progress=progress,
             )
         elif arguments.command == "validate":
             from trainer.evaluation.command import Request, validate

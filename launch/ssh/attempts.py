@@ -58,6 +58,7 @@ class SshAttempts:
         inbox: Takes the signals of this process.
         started: When this process began, in seconds since the epoch.
         console: For a person.
+        streams: Whether to print what ranks write.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class SshAttempts:
     inbox: SignalInbox
     started: float
     console: Console
+    streams: bool = True
 
     def run_all(self) -> dict[str, Any]:
         """Run the job, and again after failures as often as it may; returns the last outcome.
@@ -118,13 +120,15 @@ class SshAttempts:
             self._say(f"{self.run.run_id}: attempt {attempt} on {where}, meeting at {meeting.address}:{meeting.port}")
             self._start(sessions, meeting, attempt)
             logs = threading.Thread(target=self._stream, args=(attempt, ended))
-            logs.start()
+            if self.streams:
+                logs.start()
             try:
                 status, lost = self._watch(sessions)
                 words = lost.last_words().rstrip(".") if lost is not None else ""
             finally:
                 ended.set()
-                logs.join()
+                if self.streams:
+                    logs.join()
         # By now no host runs anything, and all that could have left word.
         result = outcome(status, attempt=attempt, log_dir=self.run.log_dir(attempt), started=started)
         if lost is not None and result["exit_class"] == "retry" and result["error"] in CONSEQUENCES:

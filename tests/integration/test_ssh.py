@@ -231,7 +231,7 @@ def test_a_rank_that_dies_ends_all_is_named_and_the_run_starts_again(
 ) -> None:
     run = RunDirectory(tmp_path / "killed")
     overrides = toy_overrides(**TWO | {"trainer__devices": 1, "fault__restart_backoff_s": 0.1})
-    launcher = start(overrides, hosts=2, run=run)
+    launcher = start(["--quiet", *overrides], hosts=2, run=run)
     wait_for(lambda: last_step(run) >= 8 or launcher.poll() is not None, what="steps")
     rank = ranks(run)[1]
     host = f"host{int(rank.environ()['EFFNET_SSH_SESSION'].rpartition('-')[2]) + 1}"
@@ -243,6 +243,7 @@ def test_a_rank_that_dies_ends_all_is_named_and_the_run_starts_again(
     assert (first["rank"], first["host"], first["reason"]) == (1, host, "killed by SIGKILL")
     assert second["exit_class"] == "done"
     assert f"rank 1 ({host})" in errors
+    assert output == ""  # quiet
     assert_same(final_state(undisturbed), final_state(run))
     assert losses(undisturbed) == losses(run)
     assert of_run(run) == []

@@ -1,7 +1,9 @@
 """``effnet tune`` as a user gives it, on the toy shards."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -58,7 +60,7 @@ def test_a_learning_rate_is_found_and_only_its_picture_stays(toy_overrides: Over
 
 def test_micro_batch_sizes_are_tried_and_nothing_stays(toy_overrides: Overrides, tmp_path: Path) -> None:
     settings = toy_overrides(data__global_batch_size=32, trainer__devices=2)  # one of which is tried
-    command = start("batch-size", *settings, "--steps=1", "--min-size=4", place=tmp_path)
+    command = start("batch-size", *settings, "--steps=1", "--min-size=4", "--quiet", place=tmp_path)
     output, said = command.communicate(timeout=TIMEOUT_S)
 
     assert command.returncode == 0, said
@@ -93,3 +95,30 @@ def test_ctrl_c_ends_it_and_leaves_nothing(toy_overrides: Overrides, tmp_path: P
 
 def log_of(place: Path) -> str:
     return "".join(path.read_text() for path in place.glob("tmp/*/logs/attempt-00/rank_*.log"))
+
+
+def on_terminal(*arguments: str, place: Path) -> str:
+    """What `effnet tune` shows on a terminal."""
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "launch.cli", "tune", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, cwd=place, env=environment, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # at the end
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(TIMEOUT_S) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_a_sweep_shows_how_far_it_is_and_a_quiet_one_its_result_alone(toy_overrides: Overrides, tmp_path: Path) -> None:
+    words = ["lr", *toy_overrides(), "--steps=20"]
+    loud, quiet = on_terminal(*words, place=tmp_path), on_terminal(*words, "--quiet", place=tmp_path)
+
+    assert "learning rates" in loud
+    assert "learning rates" not in quiet
+    assert "\x1b[?25l" not in quiet  # no cursor is hidden for a bar
+    for shown in (loud, quiet):
+        assert json.loads(shown.splitlines()[-1])["losses"]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from configs.run import RunDirectory, write_atomically
 from configs.schema import Config
+from datamodules.bars import progress_on
 from trainer.assembly import build_datamodule, resolve_accelerator
 from trainer.logs import logger
 from trainer.tuning.trial import Trial, try_size
@@ -32,7 +33,14 @@ BATCH_NORM = (
 
 
 def tune_batch_size(
-    run: RunDirectory, *, console: Console, sizes: Sequence[int], world_size: int, steps: int, result: Path
+    run: RunDirectory,
+    *,
+    console: Console,
+    sizes: Sequence[int],
+    world_size: int,
+    steps: int,
+    result: Path,
+    progress: Console,
 ) -> None:
     """Print what each size comes to, and a suggestion.
 
@@ -43,6 +51,7 @@ def tune_batch_size(
         world_size: Devices of the run.
         steps: Optimizer steps that are timed for each.
         result: File of JSON for what came of it.
+        progress: To show on how far the trials are.
 
     Raises:
         ConfigError: If the configuration does not fit this machine.
@@ -54,19 +63,26 @@ def tune_batch_size(
 
     def attempt(size: int, accumulate: int | None) -> Trial:
         logger.debug("micro-batches of %d", size)
-        with console.status(f"micro-batches of {size}"):
-            return try_size(config, size, accumulate, steps=steps)
+        return try_size(config, size, accumulate, steps=steps)
 
-    trials = try_ascending(sizes, lambda size: attempt(size, share // size))
+    with progress_on(progress)("micro-batch sizes", len(sizes)) as advance:
+
+        def counted(size: int) -> Trial:
+            trial = attempt(size, share // size)
+            advance(1)
+            return trial
+
+        trials = try_ascending(sizes, counted)
     largest = None
     if accelerator == "cuda":
         fitting = max((trial.micro_batch_size for trial in trials if trial.trains), default=None)
         failing = next((trial.micro_batch_size for trial in trials if trial.reason == "out of memory"), None)
         if fitting is not None:
             limit = _epoch_samples(config, accelerator)
-            largest = largest_that_fits(
-                lambda size: attempt(size, None).trains, fitting=fitting, failing=failing, limit=limit
-            )
+            with progress.status("the largest size that fits"):
+                largest = largest_that_fits(
+                    lambda size: attempt(size, None).trains, fitting=fitting, failing=failing, limit=limit
+                )
     best = suggested(trials, configured=config.data.micro_batch_size)
     device = torch.cuda.get_device_name() if accelerator == "cuda" else "cpu"
     report = {

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from configs.run import RunDirectory, write_atomically
+from datamodules.bars import progress_on
 from trainer.processes import Processes
 from trainer.tuning.attempt import first_phase, try_training
 from trainer.tuning.curve import smoothed, suggest
@@ -28,6 +28,7 @@ def tune_learning_rate(
     steps: int,
     result: Path,
     plot: Path | None,
+    progress: Console,
 ) -> None:
     """Print the curve and a suggestion.
 
@@ -40,17 +41,15 @@ def tune_learning_rate(
         steps: Optimizer steps.
         result: File of JSON for what came of it.
         plot: PNG to draw.
+        progress: To show on how far the sweep is.
 
     Raises:
         ConfigError: If the configuration does not fit this machine.
         DataError: If the data is at fault.
     """
     config = run.load_config()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("learning rates", total=steps)
-        sweep = LearningRateSweep(
-            min_lr=min_lr, max_lr=max_lr, steps=steps, on_step=lambda done: progress.update(task, completed=done)
-        )
+    with progress_on(progress, quiet=processes.global_rank > 0)("learning rates", steps) as advance:
+        sweep = LearningRateSweep(min_lr=min_lr, max_lr=max_lr, steps=steps, on_step=lambda _: advance(1))
         try_training(first_phase(config, steps=steps), processes, [sweep])
     if processes.global_rank:
         return

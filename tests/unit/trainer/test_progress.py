@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs.run import RunDirectory
+from configs.run import QUIET, RunDirectory
 from datamodules import bars
 from tests.unit.launch.commands import effnet
 from tests.unit.trainer.runs import ALONE, as_killed_after, new_run, rows, train
@@ -113,8 +113,10 @@ def test_quiet_leaves_results_alone(toy_overrides: Overrides, tmp_path: Path) ->
     settings = [*toy_overrides(trainer__max_epochs=1), f"runs_dir={tmp_path}"]
     loud = effnet("fit", *settings, "run_id=loud", cwd=tmp_path)
     quiet = effnet("fit", "--quiet", *settings, "run_id=quiet", cwd=tmp_path)
+    job = effnet("fit", *settings, "run_id=job", cwd=tmp_path, **{QUIET: "1"})  # as a scheduler's job is told
 
-    assert (loud.returncode, quiet.returncode) == (0, 0), loud.stderr + quiet.stderr
+    assert (loud.returncode, quiet.returncode, job.returncode) == (0, 0, 0), loud.stderr + quiet.stderr + job.stderr
     assert "epoch 1/1" in loud.stdout
-    assert "epoch 1/1" not in quiet.stdout
+    assert "epoch 1/1" not in quiet.stdout + job.stdout
     assert "raw weights" in quiet.stdout
+    assert "raw weights" in job.stdout
