@@ -272,6 +272,11 @@ class RunDirectory:
             write_atomically(file, os.urandom(4).hex())
         return file.read_text(encoding="utf-8").strip()
 
+    @property
+    def wandb_url_file(self) -> Path:
+        """Where W&B shows the run, once it has been online."""
+        return self.wandb_dir / "url"
+
     def begin_attempt(self) -> int:
         """Make the log folder of a new attempt and return its number, from 0."""
         attempt = self.attempts

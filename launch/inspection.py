@@ -71,6 +71,8 @@ def show_status(run: RunDirectory, console: Console) -> None:
         table.add_row(f"attempt {outcome['attempt']}", f"{outcome['exit_class']}{where}: {outcome['reason']}")
     for submission in sent[-3:]:
         table.add_row("submitted", f"{submission.time}  {submission.engine} job {submission.job_id}")
+    if run.wandb_url_file.exists():
+        table.add_row("W&B", run.wandb_url_file.read_text(encoding="utf-8").strip())
     table.add_row("directory", str(run.path))
     console.print(table, highlight=False, markup=False)
 

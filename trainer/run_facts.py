@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from configs.run import RunDirectory, config_hash, read_json
+from configs.run import RunDirectory, config_hash, read_json, write_atomically
 from configs.schema import Config
+from trainer.logs import logger
 from trainer.wandb_logger import SafeWandbLogger
 
 COLUMNS = ("attempt", "ended_as", "rank", "host", "step", "error", "reason", "started", "ended")
@@ -35,6 +37,10 @@ class RunFacts(Callback):
                 self._tell(tracker, trainer)
 
     def _tell(self, tracker: SafeWandbLogger, trainer: Trainer) -> None:
+        if tracker.url is not None:
+            logger.info("W&B: %s", tracker.url)
+            with suppress(OSError):  # a full disk, of which the saves have more to say
+                write_atomically(self._run.wandb_url_file, tracker.url + "\n")
         past = [each for each in self._run.outcomes() if each["attempt"] < self._attempt]
         tracker.log_hyperparams({"run": self._facts(trainer), "origins": read_json(self._run.origins_file)})
         tracker.summarise(counts(past))

@@ -41,6 +41,8 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
                 project=config.tracking.project,
                 entity=config.tracking.entity,
                 tags=list(config.tracking.tags),
+                group=config.tracking.group,
+                notes=config.tracking.notes,
                 save_dir=run.path,
                 offline=config.tracking.mode == "offline",
                 config=trial.get("parameters"),

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from configs.run import RunDirectory
 from trainer.logs import logger
@@ -35,6 +36,15 @@ class SafeWandbLogger(UnbrokenWandbLogger):
     def log_hyperparams(self, params: Any) -> None:
         """Set the run's config, unless W&B has failed before."""
         self._guard(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
+
+    @property
+    def url(self) -> str | None:
+        """The page of the run, without credentials that a proxy's address may have; None where it has none."""
+        run = self._experiment
+        if self.dead or self._offline or run is None:
+            return None
+        found = urlsplit(str(run.url or ""))
+        return found._replace(netloc=found.netloc.rpartition("@")[2]).geturl() or None
 
     def log_artifact(self, artifact: Any, aliases: list[str]) -> Any:
         """Begin to send files; returns what can be waited for, or None where W&B is off. Not for training's thread.

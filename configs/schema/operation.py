@@ -110,6 +110,10 @@ class Tracking(Section):
     """W&B user or team; None is the key's default."""
     tags: tuple[str, ...] = ()
     """W&B tags."""
+    group: str | None = None
+    """W&B group, by which its pages put runs together; None is none."""
+    notes: str | None = None
+    """What W&B shows as the run's notes; None is none."""
     alert_data_wait_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     """Share of its time that training waits for data, in three rows of metrics in a row, at which the log and W&B are
     told once an attempt that input has stalled; None is never."""

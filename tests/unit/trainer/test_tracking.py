@@ -233,12 +233,15 @@ def test_an_offline_run_keeps_every_row_with_its_axes(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning sets it for good
     overrides = toy_overrides(trainer__max_epochs=1, tracking__mode="offline", tracking__project="toys")
+    overrides += ["tracking.group=seeds", "tracking.notes=the third of five", "tracking.tags=[toy]"]
     run = train(new_run(overrides, tmp_path), attempt=3)
 
     (directory,) = run.wandb_dir.glob("offline-run-*")
     records = inspect(directory)
     (about,) = (record["run"] for record in records if record["type"] == "run")
     assert (about["run_id"], about["display_name"], about["project"]) == (run.wandb_id(), "toy", "toys")
+    assert (about["run_group"], about["notes"], about["tags"]) == ("seeds", "the third of five", ["toy"])
+    assert not run.wandb_url_file.exists()
     axes = [record["metric"] for record in records if record["type"] == "metric"]
     assert any(axis.get("glob_name") == "*" and axis["step_metric"] == "trainer/global_step" for axis in axes)
     logged = [record["history"]["item"] for record in records if record["type"] == "history"]

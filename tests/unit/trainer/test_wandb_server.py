@@ -1,5 +1,6 @@
 """Runs whose W&B is a server on loopback: one that answers, and ones that do not."""
 
+import io
 import json
 import os
 import re
@@ -14,12 +15,15 @@ from typing import Any, Literal
 
 import psutil
 import pytest
+from rich.console import Console
 
 from configs.load import load_config
+from configs.problems import DataError
 from configs.run import GRACE, RunDirectory, read_json
+from launch.inspection import show_status
 from tests.disks import small_disk
 from tests.unit.trainer.runs import new_run, rows, sync, train
-from tests.wandb_server import KEY, Run, WandbServer
+from tests.wandb_server import ENTITY, KEY, Run, WandbServer
 from trainer.tracking import SafeWandbLogger, build_loggers, sync_command
 
 Overrides = Callable[..., list[str]]
@@ -85,6 +89,11 @@ def test_a_run_whose_rank_is_killed_is_one_run_that_says_what_happened(
     assert launcher.returncode == 0, output
     (online,) = server.runs.values()
     assert (online.name, online.sessions) == (run.wandb_id(), 2)
+    page_of_run = f"{server.url}/{ENTITY}/toys/runs/{online.name}"
+    assert output.count(f"W&B: {page_of_run}\n") == 2
+    shown = io.StringIO()
+    show_status(run, Console(file=shown, width=200))
+    assert page_of_run in shown.getvalue()
     steps = [(row["attempt"], row["trainer/global_step"]) for row in online.history if "train/loss" in row]
     resumed = min(step for attempt, step in steps if attempt == 1)
     assert resumed <= last + 1
@@ -133,6 +142,23 @@ def test_going_back_to_an_older_checkpoint_supersedes_rows_and_takes_no_axis_bac
     assert [row["trainer/global_step"] for row in online.history if "train/loss" in row] == [*range(1, 7), *range(3, 7)]
     assert_alike(online, run)
     assert (online.exit_code, server.unknown) == (0, [])
+
+
+def test_a_run_that_diverges_for_good_tells_whoever_wants_to_be_told(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    settings = {"optimizer__lr": 1e30, "scheduler__warmup_epochs": 0, "fault__max_skipped_steps": 0}
+    run = new_run(toy_overrides(**ONLINE | settings, fault__max_rollbacks=0), tmp_path)
+    with pytest.raises(DataError) as error:
+        train(run)
+
+    (online,) = server.runs.values()
+    (first, what), (second, why) = online.alerts
+    assert (first, second) == ("loss or gradient not finite", "training failed")
+    assert "toy: step 2: the loss is" in what
+    assert "toy, attempt 0, after step" in why
+    assert str(error.value) in why
+    assert online.exit_code == 1
 
 
 @pytest.mark.parametrize(
