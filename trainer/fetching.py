@@ -12,6 +12,7 @@ from configs.changes import changes, refusals
 from configs.problems import ConfigError, Problem, UnreachableError
 from configs.run import RunDirectory, config_hash, read_json, write_atomically
 from configs.schema import Config
+from datamodules.bars import Bar, no_bar
 from trainer.checkpoint_files import MANIFEST, step_of
 from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
@@ -26,7 +27,7 @@ _RANDOM = random.SystemRandom()
 Value = TypeVar("Value")
 
 
-def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) -> None:
+def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True, bar: Bar = no_bar) -> None:
     """Bring a run's newest remote checkpoint here, if it is newer than all that verify here.
 
     For rank 0, before a checkpoint is picked; the others must wait for it. What is damaged there is passed over.
@@ -35,6 +36,7 @@ def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) ->
         config: Of the attempt.
         run: Where to.
         is_first: Whether this is the run's first attempt here: what is there, then, is not its own.
+        bar: To show on how far it is.
 
     Raises:
         ConfigError: If the folder cannot be written, holds another experiment, or is not empty with ``resume=never``.
@@ -66,10 +68,10 @@ def fetch_newest(config: Config, run: RunDirectory, *, is_first: bool = True) ->
         if not _goes_on(manifest, config, run):
             accepted = f"another folder, or another run_id: {remote.named(step)} is of another experiment"
             raise ConfigError([Problem(key="checkpoint.remote_dir", received=remote.url, accepted=accepted)])
-        if _asked(remote, partial(remote.download, step, directory)) is not None:
+        logger.info("fetching %s", remote.named(step))
+        if _asked(remote, partial(remote.download, step, directory, bar=bar)) is not None:
             if here is None:
                 _adopt_wandb_id(run, manifest)
-            logger.info("fetched %s", remote.named(step))
             return
 
 

@@ -69,7 +69,7 @@ def fit(
     datamodule = build_datamodule(config, accelerator)  # finds mistakes, before ranks wait for each other
     datamodule.index_progress = _say_now_and_then(Lines("indexing shards"))
     checkpoints = CheckpointDirectory(run.checkpoints)
-    start = choose(config, run, processes, attempt=attempt, console=console)
+    start = choose(config, run, processes, attempt=attempt, console=console, progress=progress or console)
     rollbacks = Rollbacks(run.rollbacks_file, start.rollbacks)
     commit = None
     if _first(processes):

@@ -11,14 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from fsspec.callbacks import Callback
 
 from configs.problems import ConfigError, Problem
 from configs.schema import Config
+from datamodules.bars import Advance, Bar, no_bar
 from trainer.checkpoint_files import MANIFEST, metric_of, step_name, step_of, verify
 from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
 from trainer.retention import Kept, Retention
 
+MB = 10**6
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 _RANDOM = random.SystemRandom()
 """Not Python's global generator: uploads go on while training draws augmentations from it, by seed."""
@@ -121,8 +124,11 @@ class RemoteCheckpoints:
             return None
         return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
-    def download(self, step: int, directory: CheckpointDirectory) -> Path | None:
-        """Fetch a checkpoint, verify it and give it its name here; None, and the reason logged, if it is damaged."""
+    def download(self, step: int, directory: CheckpointDirectory, *, bar: Bar = no_bar) -> Path | None:
+        """Fetch a checkpoint, verify it and give it its name here; None, and the reason logged, if it is damaged.
+
+        How far it is, in MB, is shown on ``bar``.
+        """
         manifest, temporary = self.manifest(step), directory.begin(step)
         names = [*manifest["files"], MANIFEST] if manifest is not None else []
         fault = "no readable manifest" if not names else None
@@ -130,13 +136,19 @@ class RemoteCheckpoints:
             fault = f"its manifest is of step {manifest.get('step')}"
         if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in names):
             fault = "its manifest names files outside of it"
-        for name in names if fault is None else ():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self.filesystem.get_file(self._place(step, name), str(temporary / name))
-            except FileNotFoundError:
-                fault = f"{name} is missing"
-                break
+        wanted = manifest["files"].values() if manifest is not None and fault is None else ()
+        sizes = [each.get("bytes") for each in wanted if isinstance(each, dict)]  # verified when it is here
+        total = sum(size for size in sizes if isinstance(size, int))
+        with bar(f"fetching {step_name(step)} (MB)", total // MB) as advance:
+            fetched = _Fetched(advance)
+            for name in names if fault is None else ():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self.filesystem.get_file(self._place(step, name), str(temporary / name), callback=fetched)
+                    fetched.has(sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()))
+                except FileNotFoundError:
+                    fault = f"{name} is missing"
+                    break
         fault = fault or verify(temporary)
         if fault is not None:
             directory.sweep()
@@ -181,6 +193,25 @@ class RemoteCheckpoints:
         if step not in self._metrics:
             self._metrics[step] = {"metrics": (self.manifest(step) or {}).get("metrics")}
         return self._metrics[step]
+
+
+class _Fetched(Callback):  # type: ignore[misc]
+    """Hears from fsspec how many bytes have come, and says each whole MB of them."""
+
+    def __init__(self, advance: Advance) -> None:
+        super().__init__()
+        self._advance = advance
+        self._bytes = 0
+
+    def relative_update(self, inc: int = 1) -> None:
+        """So many bytes more."""
+        before, self._bytes = self._bytes, self._bytes + inc
+        self._advance(self._bytes // MB - before // MB)
+
+    def has(self, count: int) -> None:
+        """So many bytes in all, by the end of a file: not all file systems say so themselves."""
+        if count > self._bytes:
+            self.relative_update(count - self._bytes)
 
 
 def _filesystem(protocol: str) -> Any:

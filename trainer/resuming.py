@@ -11,6 +11,7 @@ from configs.changes import Change, changes, refusals
 from configs.problems import ConfigError, Problem
 from configs.run import RunDirectory, read_json
 from configs.schema import Config
+from datamodules.bars import no_bar, progress_on
 from trainer.checkpoint_files import CHECKPOINT, KEY, MANIFEST, load_content, read_manifest, refuse_newer_format
 from trainer.checkpoints import CheckpointDirectory
 from trainer.elastic_zero import OPTIMIZER
@@ -47,10 +48,18 @@ class Start(NamedTuple):
 START_ANEW = Start()
 
 
-def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: int, console: Console) -> Start:
+def choose(
+    config: Config,
+    run: RunDirectory,
+    processes: Processes,
+    *,
+    attempt: int,
+    console: Console,
+    progress: Console | None = None,
+) -> Start:
     """Have rank 0 fetch what a remote folder has newer, put away what is damaged, and pick; the others wait.
 
-    Settings that have changed since are printed, old beside new.
+    Settings that have changed since are printed, old beside new; how far fetching is, on ``progress``.
 
     Raises:
         ConfigError: If the configuration or the number of processes does not fit what is there.
@@ -60,7 +69,7 @@ def choose(config: Config, run: RunDirectory, processes: Processes, *, attempt: 
 
     def pick() -> dict[str, Any]:
         if config.checkpoint.remote_dir is not None:
-            fetch_newest(config, run, is_first=attempt == 0)
+            fetch_newest(config, run, is_first=attempt == 0, bar=progress_on(progress) if progress else no_bar)
         checkpoints, rollbacks = CheckpointDirectory(run.checkpoints), Rollbacks.read(run.rollbacks_file)
         path = find_checkpoint(config, checkpoints, rollbacks)
         manifest = read_json(path / MANIFEST) if path is not None else {}  # it has just been verified

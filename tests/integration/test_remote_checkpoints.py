@@ -1,5 +1,6 @@
 """Checkpoints in a real S3 API, and in other places that fsspec writes to."""
 
+import io
 import logging
 import shutil
 import threading
@@ -10,10 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from rich.console import Console
 
 from configs.load import load_config
 from configs.problems import ConfigError, UnreachableError
 from configs.run import RunDirectory, config_hash
+from datamodules import bars
+from datamodules.bars import progress_on
 from tests.integration import runs as launched
 from tests.integration.test_equivalence import assert_same
 from tests.s3 import S3, s3_server
@@ -101,6 +105,23 @@ def test_what_is_uploaded_comes_back_as_it_was(
     assert read_manifest(elsewhere.named(7)) == read_manifest(path)
     assert (elsewhere.path / "LATEST").read_text() == "step-000000007\n"
     assert sorted(path.name for path in elsewhere.path.iterdir()) == ["LATEST", "step-000000007"]
+
+
+def test_fetching_shows_how_much_has_come(
+    folder: str, here: CheckpointDirectory, elsewhere: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.0)
+    temporary = here.begin(7)
+    for name in ("weights.safetensors", CHECKPOINT):
+        (temporary / name).write_bytes(bytes(6_600_000))
+    remote, log, screen = remote_of(folder), io.StringIO(), io.StringIO()
+    remote.upload(here.commit(7, manifest={}))
+    assert remote.download(7, elsewhere, bar=progress_on(Console(file=log, width=200))) is not None
+    assert remote.download(7, elsewhere, bar=progress_on(Console(file=screen, width=99, force_terminal=True)))
+
+    last = log.getvalue().splitlines()[-1]
+    assert last.startswith("fetching step-000000007 (MB): 13 of 13 (100%)")
+    assert "fetching step-000000007 (MB)" in screen.getvalue()
 
 
 def test_an_upload_that_is_cut_off_is_no_checkpoint(folder: str, here: CheckpointDirectory) -> None:
