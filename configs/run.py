@@ -273,6 +273,11 @@ class RunDirectory:
         return file.read_text(encoding="utf-8").strip()
 
     @property
+    def cancelled_file(self) -> Path:
+        """Where it is, jobs of the run do not go back into the queue, until the run is submitted again."""
+        return self.launch_dir / "cancelled"
+
+    @property
     def wandb_url_file(self) -> Path:
         """Where W&B shows the run, once it has been online."""
         return self.wandb_dir / "url"

@@ -20,7 +20,6 @@ from configs.run import (
     write_atomically,
 )
 from launch.disk import fault_of_disk, recorded
-from launch.ledger import CANCELLED
 from launch.restarts import judged
 from launch.supervisor import described, outcome
 
@@ -116,7 +115,7 @@ def main() -> int:
 def _done(arguments: argparse.Namespace) -> int:
     """Begin or end an attempt; returns the exit code."""
     run = RunDirectory(arguments.run)
-    cancelled = (run.launch_dir / CANCELLED).exists()
+    cancelled = run.cancelled_file.exists()
     if arguments.command == "begin" and cancelled:
         sys.stderr.write("cancelled: effnet launch submits the run again\n")
         return EXIT_INTERRUPTED

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from configs.run import RunDirectory, write_atomically
 
 LEDGER = "submissions.jsonl"
-CANCELLED = "cancelled"
-"""Its presence says that the run is to stand still until it is submitted again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,12 @@ def record(run: RunDirectory, submission: Submission) -> None:
 
 def request_cancellation(run: RunDirectory) -> None:
     """Keep the run's jobs from going back into the queue when they have checkpointed."""
-    (run.launch_dir / CANCELLED).touch()
+    run.cancelled_file.touch()
 
 
 def withdraw_cancellation(run: RunDirectory) -> None:
     """Let the run go on again."""
-    (run.launch_dir / CANCELLED).unlink(missing_ok=True)
+    run.cancelled_file.unlink(missing_ok=True)
 
 
 def submissions(run: RunDirectory) -> list[Submission]:

@@ -36,6 +36,7 @@ class Run:
         sessions: Times that a client has begun it, or gone on with it.
         lines: Text by line number, of each file that is streamed.
         preempting: Whether a client has said that it is being preempted.
+        stopped: Whether somebody has stopped it on its page.
         alerts: Titles and texts.
         files: Of what was uploaded, by its path.
     """
@@ -48,6 +49,7 @@ class Run:
     exit_code: int | None = None
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
     preempting: bool = False
+    stopped: bool = False
     alerts: list[tuple[str, str]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ class Run:
             "summaryMetrics": json.dumps(self.summary),
             "wandbConfig": json.dumps({"t": {}}),
             "tags": [],
-            "stopped": False,
+            "stopped": self.stopped,
             "project": {"id": "P", "name": self.project, "entity": {"id": "E", "name": ENTITY}},
             **tails,
             **counts,
@@ -199,7 +201,7 @@ class WandbServer:
             return {"data": self._graphql(json.loads(body))}
         if found := STREAM.fullmatch(path):
             self._stream(self.runs[found[1]], json.loads(body))
-            return {"exitcode": None, "limits": {}}
+            return {"exitcode": None, "limits": {}, "stopped": self.runs[found[1]].stopped}
         if path.startswith("/storage/"):
             _, _, run, name = path.split("/", 3)
             self.runs[run].files[name] = body

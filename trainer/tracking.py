@@ -1,10 +1,14 @@
 """Loggers: metrics.csv always, Weights & Biases and TensorBoard where wanted. None of them can stop a run."""
 
+from contextlib import suppress
+from functools import partial
+
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
 from configs.run import RunDirectory, read_json
 from configs.schema import Config
+from trainer.logs import logger
 from trainer.metrics_csv import MetricsCsv
 from trainer.wandb_client import FINISH_TIMEOUT_S, INIT_TIMEOUT_S
 from trainer.wandb_logger import SafeWandbLogger, sync_command
@@ -17,6 +21,17 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
     for tracker in trainer.loggers:
         if isinstance(tracker, SafeWandbLogger) and trainer.is_global_zero:
             tracker.alert(title, text)
+
+
+def stop(run: RunDirectory) -> None:
+    """Heed whoever has stopped the run on W&B's page: as after a signal, but that its job does not come again."""
+    from wandb.sdk.lib import interrupt
+
+    logger.warning("stopped on W&B's page")
+    if run.launch_dir.exists():
+        with suppress(OSError):
+            run.cancelled_file.touch()
+    interrupt.interrupt_main()  # type: ignore[no-untyped-call]
 
 
 def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, validated: bool = True) -> list[Logger]:
@@ -51,6 +66,7 @@ def build_loggers(config: Config, run: RunDirectory, *, resumed_step: int, valid
                     finish_timeout=FINISH_TIMEOUT_S,
                     finish_timeout_raises=True,
                     sweep_id=sweep_id,
+                    stop_fn=partial(stop, run),
                     # What kill -9 takes of the file that `wandb sync` reads; by default 15 s.
                     x_transaction_log_flush_interval=1.0,
                 ),

@@ -335,3 +335,39 @@ def test_rows_of_a_run_that_is_kept_on_disk_wait_for_room_on_a_full_one(
     (online,) = server.runs.values()
     rows = {row["trainer/global_step"]: row["value/0"] for row in online.history}
     assert rows == pytest.approx({step: step / 7 for step in range(1, 400)})
+
+
+def test_a_run_that_is_stopped_on_its_page_checkpoints_and_its_job_does_not_come_again(
+    server: WandbServer, toy_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = new_run(toy_overrides(**ONLINE, trainer__max_epochs=60), tmp_path)
+    run.launch_dir.mkdir()
+    log_dir = run.log_dir(0)
+    log_dir.mkdir(parents=True)
+    # W&B's client sends rows, and asks, every 15 s.
+    program = (
+        "import sys, runpy\n"
+        "from wandb.sdk.lib.run_stopping import RunStopChecker\n"
+        "RunStopChecker.__init__.__kwdefaults__['poll_interval'] = 0.5\n"
+        "runpy.run_module('trainer', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, "fit", str(run.path), f"--log-dir={log_dir}", "--attempt=0"]
+    environment = server.environment() | {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: process.poll() is not None or (run.metrics_file.exists() and bool(losses(run))))
+    server.runs[run.wandb_id()].stopped = True
+    said, _ = process.communicate(timeout=200)
+
+    assert process.returncode == 85, said
+    assert "stopped on W&B's page" in said
+    assert list(run.checkpoints.glob("step-*"))
+    assert launched_again(run) == "end\n"
+    run.cancelled_file.unlink()
+    assert launched_again(run) == "requeue\n"
+
+
+def launched_again(run: RunDirectory) -> str:
+    """What a job of Slurm is told when its attempt has ended."""
+    command = [sys.executable, "-m", "launch.attempt", "end", str(run.path), "--attempt=0", "--status=85"]
+    command += ["--requeues=0", "--max-requeues=5", "--max-failures=3"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
