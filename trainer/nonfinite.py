@@ -152,8 +152,7 @@ class NonFiniteSteps(Callback):
             return
         if reading.finite():
             self._in_a_row = 0
-        else:
-            self._judge(trainer, pl_module, step=reading.step, losses=reading.losses)
+        elif self._judge(trainer, pl_module, step=reading.step, losses=reading.losses):
             assert self._undo is not None  # or it would have gone back
             self._undo.put_back_on_host(trainer.optimizers[0])
 

@@ -308,11 +308,12 @@ def test_steps_that_could_be_undone_are_the_same_bit_for_bit(
 # fp16: a loss scaler on the CPU, used as Lightning does on a GPU
 
 
-@pytest.mark.parametrize("poisoned", [False, True])
+@pytest.mark.parametrize(("poisoned", "most"), [(False, 10), (True, 10), (False, 0)])
 def test_an_overflow_that_the_scaler_deals_with_is_no_bad_step_but_a_nan_loss_is(
-    poisoned: bool, overrides: Overrides, tmp_path: Path
+    poisoned: bool, most: int, overrides: Overrides, tmp_path: Path
 ) -> None:
-    settings = [value for value in overrides(trainer__max_steps=8) if not value.startswith("trainer.accelerator")]
+    changed = overrides(trainer__max_steps=8, fault__max_skipped_steps=most)
+    settings = [value for value in changed if not value.startswith("trainer.accelerator")]
     config = load_config([], [*settings, "trainer.precision=16-mixed", f"runs_dir={tmp_path}", "run_id=fp16"]).config
     run = RunDirectory.of(config)
     run.create()
