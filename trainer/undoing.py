@@ -114,9 +114,9 @@ class StepUndo(Callback):
         known = {id(place): {*before, *SET_BY_SCHEDULE} for place, before in self._of_host}
         for place, key in self._places:
             known[id(place)].add(key)
-        for state in _states(optimizer):
-            for key in state.keys() - known.get(id(state), set()):
-                del state[key]  # it is made anew
+        for place in (*_states(optimizer), *optimizer.param_groups):  # LAMB counts steps of a group
+            for key in place.keys() - known.get(id(place), set()):
+                del place[key]  # it is made anew
         for place, before in self._of_host:
             place.update(before)
 

@@ -296,6 +296,26 @@ def test_a_bad_first_step_leaves_an_optimizer_as_it_was_made(
     assert all(tensor.isfinite().all() for tensor in [*weights(run, 2).values(), *average(run, 2).values()])
 
 
+@pytest.mark.parametrize("optimizer", ["lamb", "lookahead_adamw"])
+def test_what_the_host_hears_of_only_with_the_next_step_is_undone_as_well(
+    optimizer: str, poison: Callable[..., None], overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"trainer__log_every_n_steps": 100, "checkpoint__every_n_steps": None}  # no row and no save asks before
+    settings = overrides(optimizer__opt=optimizer, optimizer__lr=1e-4, **changes)
+    poison(*(batch(settings, number)[0] for number in (0, BAD, BAD + 1)))
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: False)
+    skipped = train(new_run(settings, tmp_path / "skipped"))
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: True)
+    undone = train(new_run(settings, tmp_path / "undone"))
+
+    steps = [[note["step"] for note in noted(run)] for run in (skipped, undone)]
+    assert steps[0] == steps[1]
+    assert {1, BAD + 1, BAD + 2} <= {*steps[0]}
+    assert same(state(skipped, 12), state(undone, 12))
+    groups = [checkpoint(run, 12)["optimizer_states"][0]["param_groups"] for run in (skipped, undone)]
+    assert all(same(*pair) for pair in zip(*groups, strict=True))
+
+
 def test_steps_that_could_be_undone_are_the_same_bit_for_bit(
     overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
