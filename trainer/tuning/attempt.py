@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from pytorch_lightning import Callback
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from configs.schema import Config
 from trainer.assembly import build_datamodule, build_module, build_trainer, resolve_accelerator
@@ -49,6 +51,15 @@ def last_phase(config: Config, *, steps: int) -> Config:
     )
 
 
+class TriedUndo(StepUndo):
+    """Takes what undoing takes, memory and time; here nobody looks whether a step was bad."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keep what the optimizer has, and let the step count."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self.finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
+
+
 def try_training(config: Config, processes: Processes, callbacks: Sequence[Callback]) -> None:
     """Train to `trainer.max_steps`, or until a callback stops it.
 
@@ -66,9 +77,10 @@ def try_training(config: Config, processes: Processes, callbacks: Sequence[Callb
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
     statistics = BatchNormStatistics()
-    changed = [each for each in (statistics, *callbacks) if isinstance(each, ChangesWithSteps)]
-    undo = [StepUndo(*changed)] if undoes(config, accelerator) else []  # its copies take memory
-    parts = [statistics, *callbacks, *undo]
+    changed = [each for each in callbacks if isinstance(each, ChangesWithSteps)]
+    undo = [TriedUndo(statistics, *changed)] if undoes(config, accelerator) else []
+    others = [each for each in callbacks if each not in changed]  # the last may time all that come before
+    parts = [statistics, *changed, *undo, *others]
     trainer = build_trainer(config, processes, accelerator, callbacks=parts, loggers=[])
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule)

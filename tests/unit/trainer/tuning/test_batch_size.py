@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from configs.load import load_config
 from configs.schema import Config
+from trainer import undoing
 from trainer.tuning.batch_size import largest_that_fits, suggested, try_ascending
 from trainer.tuning.trial import StepTimes, Trial, try_size
 
@@ -92,6 +94,25 @@ def test_a_trial_trains_with_that_size_and_measures_time_and_memory(
         assert each.peak_bytes is not None
         assert each.peak_bytes > 100e6
     assert large.peak_bytes - small.peak_bytes > 5e6  # 62 images of 64 x 64 more
+
+
+def test_a_trial_times_what_a_gpu_does_to_undo_steps(toy_overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    put_back, end = undoing.Copies.put_back_unless, StepTimes.on_train_batch_end
+
+    def undo(copies: undoing.Copies, good: torch.Tensor) -> None:
+        events.append(f"undone: {not good}")
+        put_back(copies, good)
+
+    def time(times: StepTimes, *given: Any) -> None:
+        events.append("timed")
+        end(times, *given)
+
+    monkeypatch.setattr(undoing, "runs_behind", lambda _: True)
+    monkeypatch.setattr(undoing.Copies, "put_back_unless", undo)
+    monkeypatch.setattr(StepTimes, "on_train_batch_end", time)
+    assert try_size(load_config([], toy_overrides()).config, 8, None, steps=1).trains
+    assert events == ["undone: False", "undone: False", "timed"] * 3  # weights and optimizer, in each step
 
 
 def test_samples_that_are_repeated_need_not_divide_the_batch_of_a_trial(toy_overrides: Overrides) -> None:
