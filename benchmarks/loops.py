@@ -23,8 +23,10 @@ from configs.load import load_config
 from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.imagenet import ImageNetDataModule
+from datamodules.indexing.index import ShardIndex
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.position import Positions
 from datamodules.streaming.transforms import channel_statistics
 from trainer.assembly import build_module
 from trainer.optimization import build_optimizer
@@ -73,18 +75,11 @@ class InMemory(ImageNetDataModule):
     def setup(self, stage: str) -> None:
         """An epoch that no benchmark comes to the end of."""
         samples = np.full(1000, 10**6 * self.data.global_batch_size // 1000)
-        self.order = TrainingOrder(
+        order = TrainingOrder(
             samples, seed=0, global_batch_size=self.data.global_batch_size, num_lanes=1, window_shards=1
         )
-
-    def position(self, step: int) -> dict[str, int | str]:
-        """There are no shards."""
-        return {"index_hash": "none", "val_index_hash": "none"}
-
-    @property
-    def is_remote(self) -> bool:
-        """Nothing is read."""
-        return False
+        self.train_index = self.val_index = ShardIndex((), *[np.zeros(0, dtype=np.int64)] * 6)  # there are no shards
+        self.positions = Positions(order, self.train_index, self.val_index)
 
     def train_dataloader(self) -> Any:
         """All of them."""

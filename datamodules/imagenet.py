@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,13 +28,11 @@ from datamodules.streaming.loaders import (
     TrainingStream,
     make_loader,
 )
-from datamodules.streaming.order import ORDER_VERSION, TrainingOrder
+from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.position import Positions
 from datamodules.streaming.signals import SIGNALS, PictureTransform
 from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardReader, ShardSource, TrainingPlan
 from datamodules.streaming.substitution import Substituting
-
-FIRST_FORMAT = ("epoch", "samples_consumed", "seed", "index_hash", "order_version")
-"""What every position has, those of old checkpoints too."""
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -44,14 +41,14 @@ class ImageNetDataModule(LightningDataModule):
     Attributes:
         train_index: Index of the training split, after ``setup``.
         val_index: Index of the validation split, after ``setup``.
-        order: The order of training samples, after ``setup``.
+        positions: From steps to positions in the data, after ``setup``.
         next_batch: Global batch that the first step of this attempt takes, whatever a checkpoint says; None leaves it
             to the checkpoint.
     """
 
     train_index: ShardIndex
     val_index: ShardIndex
-    order: TrainingOrder
+    positions: Positions
 
     def __init__(
         self,
@@ -83,7 +80,6 @@ class ImageNetDataModule(LightningDataModule):
         self.in_chans = in_chans
         self.pin_memory = pin_memory
         self.next_batch: int | None = None
-        self._seen_otherwise = 0
         self.index_progress: Callable[[int], None] | None = None
         self._prepared = False
         self._stream: TrainingStream | None = None
@@ -116,7 +112,7 @@ class ImageNetDataModule(LightningDataModule):
         """
         # Lightning has called it before, on the first process of each node.
         self._open_indexes(vouched=self._prepared or (self.trainer is not None and self.trainer.local_rank > 0))
-        self.order = TrainingOrder(
+        order = TrainingOrder(
             self.train_index.shard_samples,
             seed=self.seed,
             global_batch_size=self.data.global_batch_size,
@@ -125,12 +121,13 @@ class ImageNetDataModule(LightningDataModule):
             repeats=self.data.augmentation.aug_repeats or 1,
             passed_over=self.next_batch or 0,
         )
+        self.positions = Positions(order, self.train_index, self.val_index)
         if stage == "fit":
             self._check_cache()
-        if stage == "fit" and self.order.samples < self.data.global_batch_size:
+        if stage == "fit" and order.samples < self.data.global_batch_size:
             raise DataError(
                 f"data.global_batch_size is {self.data.global_batch_size}, but there are only "
-                f"{self.order.samples} training samples"
+                f"{order.samples} training samples"
             )
 
     def train_dataloader(self) -> EpochLoader:
@@ -186,23 +183,14 @@ class ImageNetDataModule(LightningDataModule):
         """Whether shards of either split come over the network."""
         return bool(self.train_index.shard_tags or self.val_index.shard_tags)
 
+    @property
+    def order(self) -> TrainingOrder:
+        """The order of training samples, after ``setup``."""
+        return self.positions.order
+
     def position(self, step: int) -> dict[str, int | str]:
         """Where the data stands after ``step`` optimizer steps, whatever loaders have handed out."""
-        return {
-            "epoch": self.order.epochs_before(step),
-            "samples_consumed": (step + self.order.passed_over) * self.data.global_batch_size,
-            "samples_seen": self.samples_seen(step),
-            "batches_passed_over": self.order.passed_over,
-            "seed": self.seed,
-            "index_hash": self.train_index.digest,
-            "order_version": ORDER_VERSION,
-            "val_index_hash": self.val_index.digest,
-            "samples_per_epoch": self.order.samples,
-            "global_batch_size": self.data.global_batch_size,
-            "num_lanes": self.data.num_lanes,
-            "shuffle_window_shards": self.data.shuffle_window_shards,
-            "repeats": self.order.repeats,
-        }
+        return self.positions.after(step)
 
     def stage(self, step: int) -> int:
         """Number of the stage of training that an optimizer step is in."""
@@ -210,48 +198,21 @@ class ImageNetDataModule(LightningDataModule):
 
     def samples_seen(self, step: int) -> int:
         """Training samples of all devices in ``step`` optimizer steps, of whatever size their batches were."""
-        return step * self.data.global_batch_size + self._seen_otherwise
+        return self.positions.samples_seen(step)
 
     def resume(self, saved: dict[str, int | str], step: int, *, allow_changes: bool = False) -> list[str]:
         """Go on after ``step`` optimizer steps: where the position says, or at ``next_batch``.
-
-        Steps keep their numbers. Where the data or the batches are others, which global batch a step takes moves, so
-        that the same share of the epoch is behind it; to within a batch, of which samples rather come again than never.
-
-        Args:
-            saved: A position. Of what it lacks, because an older version saved it, nothing is known to differ.
-            step: Optimizer steps done.
-            allow_changes: Take other data, or another order.
 
         Returns:
             What differs, in words.
 
         Raises:
-            DataError: If the position names other samples than this run's, and that is not allowed.
+            DataError: If the position names other samples than this run's, and ``allow_changes`` is not set.
         """
-        passed_over = int(saved.get("batches_passed_over", 0))
-        self.order = replace(self.order, passed_over=passed_over)
-        size = int(saved.get("global_batch_size", self.data.global_batch_size))
-        seen = int(saved.get("samples_seen", int(saved["samples_consumed"]) - passed_over * size))
-        self._seen_otherwise = seen - step * self.data.global_batch_size
-        differing = {
-            key: (saved.get(key), now)
-            for key, now in self.position(step).items()
-            if saved.get(key, None if key in FIRST_FORMAT else now) != now
-        }
-        listed = [f"{key} was {old}, is {new}" for key, (old, new) in differing.items()]
-        if differing and not allow_changes:
-            raise DataError(
-                f"the checkpoint's data position does not fit this run: {', '.join(listed)}; "
-                "resume.allow_changes=true goes on all the same"
-            )
-        next_batch = self.next_batch
-        if next_batch is None:
-            samples = int(saved["samples_consumed"]) * self.order.samples
-            samples //= int(saved.get("samples_per_epoch", self.order.samples))
-            next_batch = samples // self.data.global_batch_size
-        self.order = replace(self.order, passed_over=next_batch - step)
-        return listed
+        self.positions, differing = self.positions.going_on(
+            saved, step, next_batch=self.next_batch, allow_changes=allow_changes
+        )
+        return differing
 
     def describe(self, step: int, micro_batch: int) -> list[dict[str, Any]]:
         """The samples of a micro-batch of the global batch: number, epoch, shard, and key where it can be read.

@@ -6,13 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from configs.problems import DataError
 from configs.schema import Data
-from datamodules.imagenet import FIRST_FORMAT, ImageNetDataModule
+from datamodules.imagenet import ImageNetDataModule
 from datamodules.streaming.loaders import Batch
 from tests.unit.datamodules.archives import write_samples, write_tar
 
@@ -167,73 +166,32 @@ def test_validation_counts_each_sample_once_on_any_number_of_ranks(world_size: i
 # Position
 
 
-def test_the_position_follows_from_the_step_and_is_the_same_on_every_rank(build: Build) -> None:
+def test_the_position_is_the_same_on_every_rank_and_fits_a_run_of_the_same_data(build: Build) -> None:
     module = build(rank=1, world_size=2, seed=5)
     module.train_dataloader()
-    assert module.position(8) == {
-        "epoch": 0,
-        "samples_consumed": 128,
-        "samples_seen": 128,
-        "batches_passed_over": 0,
-        "seed": 5,
-        "index_hash": module.train_index.digest,
-        "order_version": 1,
-        "val_index_hash": module.val_index.digest,
-        "samples_per_epoch": 129,
-        "global_batch_size": 16,
-        "num_lanes": 4,
-        "shuffle_window_shards": 2,
-        "repeats": 1,
-    }
-    assert module.position(9) == module.position(8) | {"epoch": 1, "samples_consumed": 144, "samples_seen": 144}
-    assert build(rank=0, world_size=4, seed=5).position(9) == module.position(9)
-    module.resume(module.position(9), 9)
+    found = module.position(9)
+    assert (found["epoch"], found["samples_consumed"], found["samples_seen"]) == (1, 144, 144)
+    assert (found["index_hash"], found["val_index_hash"]) == (module.train_index.digest, module.val_index.digest)
+    assert module.position(8) == found | {"epoch": 0, "samples_consumed": 128, "samples_seen": 128}
+    assert build(rank=0, world_size=4, seed=5).position(9) == found
+    assert module.resume(found, 9) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "listed"),
-    [
-        ({"seed": 6}, "seed was 6, is 5"),
-        ({"order_version": 0}, "order_version was 0, is 1"),
-        ({"samples_consumed": 64, "epoch": 3}, "epoch was 3, is 1, samples_consumed was 64, is 144"),
-        ({"index_hash": "abc"}, "index_hash was abc, is "),
-    ],
-)
-def test_a_position_of_other_data_is_refused(change: dict[str, Any], listed: str, build: Build) -> None:
-    module = build(seed=5)
-    with pytest.raises(DataError, match=f"the checkpoint's data position does not fit this run: {listed}"):
-        module.resume(module.position(9) | change, 9)
-
-
-def test_a_position_without_a_part_is_refused(build: Build) -> None:
-    module = build(seed=5)
-    saved = module.position(9)
-    del saved["index_hash"]
-    with pytest.raises(DataError, match="index_hash was None"):
-        module.resume(saved, 9)
-
-
-def test_a_position_of_another_batch_size_is_refused(build: Build) -> None:
-    saved = build(global_batch_size=32).position(4)
-    with pytest.raises(DataError, match="samples_consumed was 128, is 64"):
-        build().resume(saved, 4)
-
-
-def test_a_position_goes_on_past_the_batches_that_it_passed_over(build: Build) -> None:
-    module = build(seed=5)
-    saved = module.position(6) | {"batches_passed_over": 2, "samples_consumed": 128}
-    module.resume(saved, 6)
-    assert module.position(6) == saved
-    assert module.position(7)["epoch"] == 1  # of 9 batches
-    assert module.order.epoch_end(1) == 7
-
-
-def test_a_position_from_before_batches_were_passed_over_fits(build: Build) -> None:
-    module = build(seed=5)
-    saved = module.position(6)
-    del saved["batches_passed_over"]
-    module.resume(saved, 6)
-    assert module.order.passed_over == 0
+def test_a_position_of_other_data_or_batches_is_refused_unless_that_is_allowed(build: Build, tmp_path: Path) -> None:
+    saved = build().position(20)
+    for changes, listed in (
+        ({"train_shards": str(write_samples(tmp_path / "a.tar", 100))}, "index_hash was"),
+        ({"val_shards": str(write_samples(tmp_path / "b.tar", 100))}, "val_index_hash was"),
+        ({"global_batch_size": 32}, "global_batch_size was 16, is 32"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"num_lanes": 8}, "num_lanes was 4, is 8"),
+        ({"shuffle_window_shards": 3}, "shuffle_window_shards was 2, is 3"),
+    ):
+        other = build(**changes)
+        with pytest.raises(DataError, match=listed):
+            other.resume(saved, 20)
+        assert any(listed in note for note in other.resume(saved, 20, allow_changes=True))
+        assert other.samples_seen(20) == other.position(20)["samples_seen"] == 320
 
 
 def test_the_next_batch_comes_before_what_a_position_says(build: Build) -> None:
@@ -244,54 +202,6 @@ def test_the_next_batch_comes_before_what_a_position_says(build: Build) -> None:
     saved = module.position(6) | {"batches_passed_over": 2, "samples_consumed": 128, "epoch": 0}
     module.resume(saved, 6)
     assert module.order.passed_over == 4
-
-
-def test_lanes_and_window_belong_to_the_position(build: Build) -> None:
-    saved = build(num_lanes=8).position(9)
-    with pytest.raises(DataError, match=r"num_lanes was 8, is 4; resume\.allow_changes=true"):
-        build().resume(saved, 9)
-
-
-def test_a_position_of_the_first_format_lacks_parts_and_fits(build: Build) -> None:
-    module = build()
-    old = {key: value for key, value in module.position(9).items() if key in FIRST_FORMAT}
-    assert len(old) == 5
-    assert module.resume(old, 9) == []
-    assert module.position(9) == build().position(9)
-
-
-@pytest.mark.parametrize(
-    ("size", "step", "next_batch", "again"), [(32, 4, 8, 0), (8, 5, 2, 8), (48, 3, 9, 0), (16, 7, 7, 0)]
-)
-def test_a_position_is_carried_over_to_another_batch_size(
-    size: int, step: int, next_batch: int, again: int, build: Build
-) -> None:
-    """Steps keep their numbers. Rounded down to whole batches of 16: samples come again rather than never."""
-    module, saved = build(), build(global_batch_size=size, num_lanes=4).position(step)
-
-    notes = module.resume(saved, step, allow_changes=True)
-    assert (f"global_batch_size was {size}, is 16" in notes) == (size != 16)
-    assert step + module.order.passed_over == next_batch
-    assert size * step - module.position(step)["samples_consumed"] == again
-    assert [module.samples_seen(step + steps) for steps in (0, 1)] == [size * step, size * step + 16]
-    ours, theirs = module.order.batch(step), build().order.batch(next_batch)
-    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
-    assert module.order.epoch_end(1) == step - next_batch + 9
-
-    later = build()
-    assert later.resume(module.position(step + 1), step + 1) == []
-    assert later.position(step + 1) == module.position(step + 1)
-
-
-def test_a_position_is_carried_over_to_other_shards_by_its_share_of_the_epoch(build: Build, tmp_path: Path) -> None:
-    saved = build().position(20)  # 320 samples: 62 of the third epoch of 129
-    other = build(train_shards=str(write_samples(tmp_path / "a.tar", 100)))
-
-    notes = other.resume(saved, 20, allow_changes=True)
-    assert any(note.startswith("index_hash was") for note in notes)
-    assert other.position(20)["epoch"] == 2
-    assert other.position(20)["samples_consumed"] == (2 * 100 + 62 * 100 // 129) // 16 * 16
-    assert other.position(20)["samples_seen"] == 320
 
 
 # Mistakes

@@ -129,7 +129,7 @@ def test_batches_that_are_passed_over_take_their_stage_with_them(build: Build) -
     expected = train(build())
 
     module = build(step=5, num_workers=2)
-    module.order = replace(module.order, passed_over=3)
+    module.positions = replace(module.positions, order=replace(module.order, passed_over=3))
     assert [module.stage(step) for step in (4, 5, 6)] == [0, 0, 1]
     assert_equal(train(module), expected[8 * 4 :])
 
