@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
 
 from configs.batches import BatchLayout
 from configs.problems import DataError, UnreachableError
@@ -15,24 +14,13 @@ from configs.schema import Data
 from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
-from datamodules.storage.traffic import Counts, Traffic
-from datamodules.streaming.crops import CenterCrop, RandomCrop
-from datamodules.streaming.decode import Decode, Decoded, Transform
-from datamodules.streaming.device_decoding import DeviceDecoder
-from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithPlace
-from datamodules.streaming.loaders import (
-    AnyBatch,
-    EpochLoader,
-    EvaluationLoader,
-    LoaderError,
-    TrainingStream,
-    make_loader,
-)
+from datamodules.storage.traffic import Counts
+from datamodules.streaming.encoded import EncodedBatch
+from datamodules.streaming.loaders import EpochLoader, EvaluationLoader, TrainingStream
 from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.pipelines import Pipelines
 from datamodules.streaming.position import Positions
-from datamodules.streaming.signals import SIGNALS, PictureTransform
-from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardReader, ShardSource, TrainingPlan
-from datamodules.streaming.substitution import Substituting
+from datamodules.streaming.source import EvaluationPlan, ShardReader, TrainingPlan
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -73,21 +61,23 @@ class ImageNetDataModule(LightningDataModule):
         super().__init__()
         self.data = data
         self.seed = seed
-        self.image_size = image_size
         self.eval_image_size = data.eval_image_size or image_size
         self.stage_ends = tuple(end for end, _ in stages)
-        self._stages = [*((each, each.image_size or image_size) for _, each in stages), (data, image_size)]
         self.in_chans = in_chans
-        self.pin_memory = pin_memory
         self.next_batch: int | None = None
         self.index_progress: Callable[[int], None] | None = None
         self._prepared = False
+        self._pipelines = Pipelines(
+            data,
+            seed=seed,
+            eval_image_size=self.eval_image_size,
+            in_chans=in_chans,
+            pin_memory=pin_memory,
+            stages=[*((each, each.image_size or image_size) for _, each in stages), (data, image_size)],
+        )
         self._stream: TrainingStream | None = None
         self._waited_s = 0.0
-        # Of training and of validation, whose workers are there at the same time.
-        self._traffic = {training: Traffic(max(data.num_workers, 1)) for training in (True, False)}
         self._val_loader: EvaluationLoader | None = None
-        self._device_decoders: dict[bool, DeviceDecoder] = {}
 
     @property
     def layout(self) -> BatchLayout:
@@ -151,10 +141,7 @@ class ImageNetDataModule(LightningDataModule):
                 global_rank=self.trainer.global_rank,
                 world_size=self.trainer.world_size,
             )
-            source = self._source(self.val_index, plan, training=False)
-            transform = SIGNALS[self.data.modality].evaluation(self.data, self.eval_image_size)
-            loader = self._make_loader(source, [transform], training=False)
-            self._val_loader = EvaluationLoader(loader, plan)
+            self._val_loader = EvaluationLoader(self._pipelines.evaluation(self.val_index, plan), plan)
         return self._val_loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -165,7 +152,7 @@ class ImageNetDataModule(LightningDataModule):
             DataError: If an image is bad, and none may or can take its place.
         """
         if isinstance(batch, EncodedBatch):
-            return self._device_decoders[batch.training](batch, device)
+            return self._pipelines.decoded(batch, device)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @property
@@ -176,7 +163,7 @@ class ImageNetDataModule(LightningDataModule):
     @property
     def traffic(self) -> Counts:
         """What this rank's loaders have read, fetched and waited for, since it began."""
-        return Counts(*map(sum, zip(*(each.total() for each in self._traffic.values()), strict=True)))
+        return self._pipelines.total_traffic()
 
     @property
     def is_remote(self) -> bool:
@@ -274,54 +261,11 @@ class ImageNetDataModule(LightningDataModule):
                 f"(data.num_lanes, data.shuffle_window_shards): at least {needed:,} are needed"
             )
 
-    def _source(self, index: ShardIndex, plan: Plan, *, training: bool, first: int = 0) -> ShardSource:
-        return ShardSource(
-            index,
-            plan,
-            first=first,
-            cache=shard_cache(self.data),
-            prefetch_shards=self.data.prefetch_shards,
-            traffic=self._traffic[training],
-        )
-
-    def _make_loader(
-        self, source: ShardSource, transforms: Sequence[PictureTransform], *, training: bool
-    ) -> DataLoader[AnyBatch | LoaderError]:
-        seed = self.seed if training else None
-
-        def stage(*transforms: Transform) -> Callable[[RawSample], Decoded]:
-            decode = Decode(
-                *transforms,
-                in_chans=self.in_chans,
-                num_classes=self.data.num_classes,
-                seed=seed,
-                modality=self.data.modality,
-            )
-            return Substituting(decode, source) if training and self.data.max_bad_fraction else decode
-
-        on_cpu = stage(*transforms)
-        sizes = [transform.image_size for transform in transforms]
-        batch_size = self.data.micro_batch_size if training else self.data.eval_batch_size
-        options: dict[str, Any] = {"batch_size": batch_size, "pin_memory": self.pin_memory}
-        if self.data.decoder == "cpu":
-            views = (self.data.augmentation.aug_splits if training else None) or 1
-            image_bytes = views * self.in_chans * max(sizes) ** 2
-            return make_loader(source, on_cpu, self.data, image_bytes=image_bytes, **options)
-        self._device_decoders[training] = DeviceDecoder(on_cpu, source, *sizes)
-        crops = [each for each in transforms if isinstance(each, RandomCrop | CenterCrop)]
-        assert len(crops) == len(transforms)  # other modalities are refused beside nvjpeg
-        in_workers = WithPlace(stage(*map(LeaveEncoded, crops)))
-        return make_loader(source, in_workers, self.data, collate=CollateEncoded(training=training), **options)
-
     def _open_stream(self, *, first: int) -> TrainingStream:
         assert self.trainer is not None
         plan = TrainingPlan(self.order, self.layout, self.trainer.global_rank, self.stage_ends)
-        source = self._source(self.train_index, plan, first=first, training=True)
         plan.batch(first)  # computes the epoch's order, which the workers then share
-        draw = SIGNALS[self.data.modality].training
-        transforms = [draw(data, image_size) for data, image_size in self._stages]
-        loader = self._make_loader(source, transforms, training=True)
-        return TrainingStream(loader, first=first)
+        return TrainingStream(self._pipelines.training(self.train_index, plan, first=first), first=first)
 
     def _close_stream(self) -> None:
         if self._stream is not None:

@@ -166,7 +166,7 @@ def kept(self, trainer, found):
 LoaderRates.row = kept
 run, console = RunDirectory(Path({path!r})), Console(file=sys.stderr)
 trainer.fit.fit(run, attempt=0, flag=StopFlag(), processes=Processes.from_environment(), console=console)
-print(json.dumps([sum(sums), modules[0]._traffic[True].total().disk_bytes]))
+print(json.dumps([sum(sums), modules[0]._pipelines.traffic[True].total().disk_bytes]))
 """
 
 
