@@ -49,7 +49,8 @@ from datamodules.indexing.urls import expand
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
-from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
+from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.transforms import evaluation_transform, training_transform
 
 BATCH, SIZE = 64, 224

@@ -19,8 +19,9 @@ from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.loaders import EpochLoader, EvaluationLoader, TrainingStream
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.pipelines import Pipelines
+from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
 from datamodules.streaming.position import Positions
-from datamodules.streaming.source import EvaluationPlan, ShardReader, TrainingPlan
+from datamodules.streaming.shard_reader import ShardReader
 
 
 class ImageNetDataModule(LightningDataModule):

@@ -15,8 +15,8 @@ from datamodules.indexing.scan import EXTENSIONS
 from datamodules.indexing.splits import shard_cache
 from datamodules.predicting.inputs import Inputs
 from datamodules.streaming.loaders import start_worker
+from datamodules.streaming.shard_reader import ShardReader
 from datamodules.streaming.signals import SIGNALS
-from datamodules.streaming.source import ShardReader
 
 
 class Found(NamedTuple):

@@ -10,8 +10,8 @@ from configs.schema.section import Modality
 from datamodules.images.decoding import BadSampleError
 from datamodules.indexing.scan import EXTENSIONS
 from datamodules.streaming.randomness import AUGMENTATION, seed_everything
+from datamodules.streaming.shard_reader import RawSample
 from datamodules.streaming.signals import SIGNALS
-from datamodules.streaming.source import RawSample
 
 Transform = Callable[[Any], Any]
 """From what a modality reads to the image, or to what becomes of it later."""

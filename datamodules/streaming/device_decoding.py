@@ -21,7 +21,8 @@ from datamodules.streaming.crops import FILTERS, Geometry
 from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.loaders import Batch
-from datamodules.streaming.source import RawSample, ShardReader, ShardSource
+from datamodules.streaming.shard_reader import RawSample, ShardReader
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import say
 
 PIXELS_AT_ONCE = 2**26

@@ -13,7 +13,7 @@ from datamodules.images.decoding import EncodedImage
 from datamodules.streaming.batch_memory import small_column
 from datamodules.streaming.crops import CenterCrop, Geometry, RandomCrop
 from datamodules.streaming.decode import Decoded
-from datamodules.streaming.source import RawSample
+from datamodules.streaming.shard_reader import RawSample
 
 MAX_PIXELS = 2**24
 """Of an image that is left to the device: its crop takes 12 bytes a pixel there."""

@@ -21,7 +21,9 @@ from configs.schema import Data
 from datamodules.streaming.batch_memory import BatchMemory, small_column
 from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
-from datamodules.streaming.source import EvaluationPlan, RawSample, ShardSource
+from datamodules.streaming.plans import EvaluationPlan
+from datamodules.streaming.shard_reader import RawSample
+from datamodules.streaming.source import ShardSource
 
 _SLOTS_IN_USE = 2
 """Batches of each worker that the training process may be at work on while the next are made."""

@@ -11,8 +11,9 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, make_loader
+from datamodules.streaming.plans import PlannedBatch
 from datamodules.streaming.signals import SIGNALS
-from datamodules.streaming.source import PlannedBatch, ShardSource
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import Substituting
 
 

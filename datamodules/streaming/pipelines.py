@@ -15,8 +15,10 @@ from datamodules.streaming.decode import Decode, Decoded, Transform
 from datamodules.streaming.device_decoding import DeviceDecoder
 from datamodules.streaming.encoded import CollateEncoded, EncodedBatch, LeaveEncoded, WithPlace
 from datamodules.streaming.loaders import AnyBatch, Batch, LoaderError, make_loader
+from datamodules.streaming.plans import EvaluationPlan, Plan, TrainingPlan
+from datamodules.streaming.shard_reader import RawSample
 from datamodules.streaming.signals import SIGNALS, PictureTransform
-from datamodules.streaming.source import EvaluationPlan, Plan, RawSample, ShardSource, TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import Substituting
 
 

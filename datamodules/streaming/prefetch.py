@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,7 @@ from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
 from datamodules.storage.stats import Stat
-
-if TYPE_CHECKING:
-    from datamodules.streaming.source import Plan
+from datamodules.streaming.plans import Plan
 
 logger = logging.getLogger(__name__)
 _THREADS = 2
@@ -22,7 +19,7 @@ Visit = tuple[int, int]
 """An epoch, and the number of a shard."""
 
 
-def upcoming(index: ShardIndex, plan: "Plan", *, first: int, stride: int) -> Iterator[Visit]:
+def upcoming(index: ShardIndex, plan: Plan, *, first: int, stride: int) -> Iterator[Visit]:
     """The shards that batches ``first``, ``first + stride``, … read, in the order in which each is first read."""
     seen: dict[Visit, None] = {}
     number = first

@@ -9,7 +9,8 @@ from itertools import islice
 from configs.problems import DataError
 from datamodules.images.decoding import BadSampleError
 from datamodules.streaming.decode import Decode, Decoded
-from datamodules.streaming.source import RawSample, ShardSource
+from datamodules.streaming.shard_reader import RawSample
+from datamodules.streaming.source import ShardSource
 
 MAX_TRIES = 16
 """Samples in a row that may be bad before the shard is given up."""

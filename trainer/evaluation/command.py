@@ -16,7 +16,7 @@ from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.shards import class_names
 from datamodules.storage.locations import public_name
-from datamodules.streaming.source import ShardReader
+from datamodules.streaming.shard_reader import ShardReader
 from datamodules.streaming.transforms import shown_share
 from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
 from trainer.evaluation.extremes import Examples

@@ -18,7 +18,7 @@ from configs.run import write_atomically
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import public_name
-from datamodules.streaming.source import ShardReader
+from datamodules.streaming.shard_reader import ShardReader
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.samples import Outputs
 

@@ -16,7 +16,7 @@ from datamodules.espeak import Espeak
 from datamodules.indexing.building import build_index
 from datamodules.making.shards import is_built, read_classes
 from datamodules.spoken_digits import ACCENTS, TRAIN_SPEAKERS, VALIDATION_SPEAKERS, WORDS, planned
-from datamodules.streaming.source import ShardReader
+from datamodules.streaming.shard_reader import ShardReader
 
 HASHES = """
 import hashlib

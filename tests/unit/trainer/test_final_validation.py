@@ -29,7 +29,7 @@ from datamodules.storage.locations import Url
 from datamodules.storage.remote import Remote
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.order import evaluation_slice
-from datamodules.streaming.source import ShardReader
+from datamodules.streaming.shard_reader import ShardReader
 from datamodules.streaming.transforms import evaluation_transform
 from tests.unit.trainer.runs import as_killed_after, average, new_run, train, weights
 from tests.web import FaultyServer

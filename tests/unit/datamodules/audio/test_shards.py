@@ -18,8 +18,9 @@ from datamodules.predicting.inputs import find_inputs
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
 from datamodules.streaming.signals import SIGNALS
-from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import Substituting
 from datamodules.streaming.transforms import channel_statistics
 from tests.unit.datamodules.archives import write_tar

@@ -22,8 +22,8 @@ from datamodules.storage.locations import Url
 from datamodules.storage.remote import Remote
 from datamodules.storage.stats import Stat
 from datamodules.streaming.order import TrainingOrder
+from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
 from datamodules.streaming.prefetch import Prefetcher, upcoming
-from datamodules.streaming.source import EvaluationPlan, TrainingPlan
 from tests.disks import fill, small_disk
 from tests.unit.datamodules.archives import write_samples
 from tests.web import FaultyServer

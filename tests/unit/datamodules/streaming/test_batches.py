@@ -19,7 +19,8 @@ from datamodules.streaming.batch_memory import BatchMemory, SlotOfBatch
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
-from datamodules.streaming.source import ShardSource, TrainingPlan
+from datamodules.streaming.plans import TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.transforms import training_transform
 
 SIZE = 16

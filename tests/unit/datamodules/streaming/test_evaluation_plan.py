@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.streaming.source import EvaluationPlan, PlannedBatch
+from datamodules.streaming.plans import EvaluationPlan, PlannedBatch
 
 properties = settings(max_examples=150)
 

@@ -23,7 +23,8 @@ from datamodules.indexing.urls import expand
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, Collate, EpochLoader, EvaluationLoader, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
-from datamodules.streaming.source import EvaluationPlan, ShardSource, TrainingPlan
+from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import Substituting
 from datamodules.streaming.transforms import evaluation_transform, training_transform
 from tests.conftest import picture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.batches import BatchLayout
 from datamodules.streaming.order import ORDER_VERSION, TrainingOrder, permutation
-from datamodules.streaming.source import TrainingPlan
+from datamodules.streaming.plans import TrainingPlan
 
 EPOCHS = 3
 properties = settings(max_examples=60)

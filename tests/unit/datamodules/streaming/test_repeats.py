@@ -18,7 +18,8 @@ from datamodules.indexing.urls import expand
 from datamodules.streaming.decode import Decode
 from datamodules.streaming.loaders import Batch, TrainingStream, make_loader
 from datamodules.streaming.order import TrainingOrder
-from datamodules.streaming.source import ShardSource, TrainingPlan
+from datamodules.streaming.plans import TrainingPlan
+from datamodules.streaming.source import ShardSource
 from datamodules.streaming.transforms import training_transform
 from tests.conftest import picture
 from tests.unit.configs.loading import config_of

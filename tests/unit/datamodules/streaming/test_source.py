@@ -15,7 +15,9 @@ from datamodules.indexing.opening import open_index
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import Url
 from datamodules.storage.remote import Remote
-from datamodules.streaming.source import EvaluationPlan, RawSample, ShardReader, ShardSource
+from datamodules.streaming.plans import EvaluationPlan
+from datamodules.streaming.shard_reader import RawSample, ShardReader
+from datamodules.streaming.source import ShardSource
 from tests.conftest import picture
 from tests.unit.datamodules.archives import gnu_tar, run_gnu_tar, write_samples, write_tar
 from tests.web import FaultyServer
