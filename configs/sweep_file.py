@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.explain import nearest_key, setting_keys
-from configs.load import UNREADABLE, Resolved, find_file, load_config
+from configs.layers import UNREADABLE, find_file
+from configs.load import Resolved, load_config
 from configs.problems import ConfigError, Problem, shown
 
 METHODS = ("grid", "random", "bayes")

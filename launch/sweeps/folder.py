@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.load import dump_yaml, find_file, leaves, load_config
+from configs.layers import find_file
+from configs.load import dump_yaml, leaves, load_config
 from configs.problems import ConfigError, Problem, shown
 from configs.run import RunDirectory, exit_class, read_json, write_atomically
 from configs.schema import Config

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from torch import nn
 
-from configs.load import PACKAGE_DIR, load_config
+from configs.layers import PACKAGE_DIR
+from configs.load import load_config
 from configs.schema import Config
 from trainer.optimization import build_optimizer, build_scheduler
 

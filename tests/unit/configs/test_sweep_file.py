@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.load import PACKAGE_DIR, load_config
+from configs.layers import PACKAGE_DIR
+from configs.load import load_config
 from configs.problems import ConfigError
 from configs.sweep_file import Sweep, load_sweep, overrides_of
 

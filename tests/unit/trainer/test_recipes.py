@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import PACKAGE_DIR, load_config
+from configs.layers import PACKAGE_DIR
+from configs.load import load_config
 from configs.progressive import stage_configs
 from configs.run import RunDirectory
 from configs.schema import Config
