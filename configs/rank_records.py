@@ -1,4 +1,4 @@
-"""What a rank leaves beside its log for launchers, on whichever node it is: how far it has come, and what ended it."""
+"""What a rank leaves for launchers, on whichever node it is: its log, how far it has come, and what ended it."""
 
 import contextlib
 import json
@@ -8,12 +8,14 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from configs.run import rank_error, write_atomically
+from configs.files import write_atomically
 
 HANG: Final = "Hang"
 """Stands for the type of an error where a rank made no progress."""
+PEER_LOST: Final = "PeerLost"
+"""Stands for the type of an error that only says that another rank, or the network to it, is gone."""
 _STEP: Final = struct.Struct("<q")
 
 
@@ -37,6 +39,25 @@ def read_step(log_dir: Path, global_rank: int) -> int | None:
     except OSError:
         return None
     return int(_STEP.unpack(content)[0]) if len(content) == _STEP.size else None
+
+
+def rank_log(log_dir: Path, global_rank: int) -> Path:
+    """Everything one rank printed. Made after the rank's signal handlers: where it exists, signals may be sent."""
+    return log_dir / f"rank_{global_rank:05d}.log"
+
+
+def rank_error(log_dir: Path, global_rank: int) -> Path:
+    """What ended one rank before its time: JSON with time, rank, host, step, exit_code, error, reason."""
+    return log_dir / f"rank_{global_rank:05d}.error.json"
+
+
+def rank_errors(log_dir: Path) -> list[dict[str, Any]]:
+    """What the ranks of an attempt left behind, the root cause first.
+
+    That is the earliest. Losing a peer is none: survivors may say so before there is word of a rank that was killed.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in log_dir.glob("rank_*.error.json")]
+    return sorted(found, key=lambda error: (error.get("error") == PEER_LOST, error["time"]))
 
 
 def record_rank_error(

@@ -1,4 +1,4 @@
-"""A run's directory and the exit codes: what launchers and trainer agree on, all that is left of a job."""
+"""A run's directory: what launchers and trainer agree on, all that is left of a job."""
 
 import hashlib
 import json
@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from configs.changes import Change, changes, identity, refusals
+from configs.files import read_json, write_atomically
 from configs.load import dump_yaml, load_config
 from configs.problems import ConfigError, Problem, shown
 from configs.schema import Config
-
-EXIT_DONE: Final = 0
-EXIT_INTERRUPTED: Final = 85
-"""Checkpointed after a signal: run me again."""
-EXIT_DO_NOT_RETRY: Final = 93
-"""Configuration, data or code is at fault."""
-EXIT_RETRY: Final = 1
-"""Stands for all other exit codes: run me again, a bounded number of times."""
 
 STARTED: Final = "EFFNET_STARTED"
 """Environment variable: when the launcher began, in seconds since the epoch."""
@@ -29,13 +22,6 @@ QUIET: Final = "EFFNET_QUIET"
 """Environment variable: where it is set, rank 0 prints no progress."""
 GRACE: Final = "EFFNET_GRACE_S"
 """Environment variable: seconds from a signal until the scheduler kills."""
-PEER_LOST: Final = "PeerLost"
-"""Stands for the type of an error that only says that another rank, or the network to it, is gone."""
-
-
-def exit_class(code: int) -> str:
-    """One word for an exit code, the same on every launcher."""
-    return {EXIT_DONE: "done", EXIT_INTERRUPTED: "interrupted", EXIT_DO_NOT_RETRY: "do_not_retry"}.get(code, "retry")
 
 
 def config_hash(config: Config) -> str:
@@ -53,25 +39,6 @@ def with_absolute_resume(config: Config, folder: Path) -> Config:
         return config
     path = str(folder.absolute() / Path(wanted).expanduser())
     return config.model_copy(update={"resume": config.resume.model_copy(update={"checkpoint": path})})
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a reader sees the old or the new content, never half. Text is written as UTF-8.
-
-    Raises:
-        OSError: With the file's name, also where it is the disk that takes no more.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -301,33 +268,5 @@ class RunDirectory:
         write_atomically(self.outcome_file, json.dumps({"attempts": [*attempts, dict(outcome)]}, indent=2) + "\n")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A mapping from a JSON file; an empty one where there is none that can be read."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _has_its_name(checkpoint: Path) -> bool:
     return checkpoint.name.removeprefix("step-").isdecimal()
-
-
-def rank_log(log_dir: Path, global_rank: int) -> Path:
-    """Everything one rank printed. Made after the rank's signal handlers: where it exists, signals may be sent."""
-    return log_dir / f"rank_{global_rank:05d}.log"
-
-
-def rank_error(log_dir: Path, global_rank: int) -> Path:
-    """What ended one rank before its time: JSON with time, rank, host, step, exit_code, error, reason."""
-    return log_dir / f"rank_{global_rank:05d}.error.json"
-
-
-def rank_errors(log_dir: Path) -> list[dict[str, Any]]:
-    """What the ranks of an attempt left behind, the root cause first.
-
-    That is the earliest. Losing a peer is none: survivors may say so before there is word of a rank that was killed.
-    """
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in log_dir.glob("rank_*.error.json")]
-    return sorted(found, key=lambda error: (error.get("error") == PEER_LOST, error["time"]))

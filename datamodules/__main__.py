@@ -8,8 +8,8 @@ from typing import Annotated, Protocol
 import typer
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from configs.problems import ConfigError, DataError, UnreachableError
-from configs.run import EXIT_DO_NOT_RETRY
 from datamodules import digits, python_texts, spoken_digits
 from datamodules.bars import progress_on
 from datamodules.indexing.index_files import index_file

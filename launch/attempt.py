@@ -10,15 +10,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from configs.run import (
-    EXIT_DO_NOT_RETRY,
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_RETRY,
-    RunDirectory,
-    rank_errors,
-    write_atomically,
-)
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY
+from configs.files import write_atomically
+from configs.rank_records import rank_errors
+from configs.run import RunDirectory
 from launch.disk import fault_of_disk, recorded
 from launch.restarts import judged
 from launch.supervisor import described, outcome

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.run import EXIT_INTERRUPTED, STARTED, RunDirectory
+from configs.exit_codes import EXIT_INTERRUPTED
+from configs.run import STARTED, RunDirectory
 from configs.schema import Config
 from launch.disk import recorded
 from launch.inbox import SignalInbox

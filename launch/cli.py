@@ -168,8 +168,8 @@ def main() -> None:
     try:
         app(prog_name="effnet")
     except Exception as error:
+        from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_RETRY
         from configs.problems import ConfigError, DataError, UnreachableError
-        from configs.run import EXIT_DO_NOT_RETRY, EXIT_RETRY
         from launch.disk import fault_of_disk
         from launch.lock import RunInProgressError
 

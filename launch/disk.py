@@ -4,7 +4,8 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
-from configs.run import EXIT_DONE, EXIT_RETRY, RunDirectory, exit_class
+from configs.exit_codes import EXIT_DONE, EXIT_RETRY, exit_class
+from configs.run import RunDirectory
 
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Full, out of quota, read-only, broken."""

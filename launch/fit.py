@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED
 from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem, shown
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, RunDirectory, rank_errors, with_absolute_resume
+from configs.rank_records import rank_errors
+from configs.run import RunDirectory, with_absolute_resume
 from configs.schema import Config
 from launch.attempt import record_lost
 from launch.attempts import Attempts

@@ -3,7 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 
 LEDGER = "submissions.jsonl"
 

@@ -35,8 +35,8 @@ def main() -> int:
         signal.signal(number, on_signal)
     # After the handlers, so that a signal at the start ends nothing.
     from configs.lifeline import end_with_parent
-    from configs.rank_records import record_death
-    from configs.run import RunDirectory, rank_error, rank_errors
+    from configs.rank_records import rank_error, rank_errors, record_death
+    from configs.run import RunDirectory
     from launch.temporary import temporary_files
 
     parser = argparse.ArgumentParser(prog="python -m launch.rank", description=__doc__)

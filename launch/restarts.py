@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.rank_records import HANG
-from configs.run import EXIT_DO_NOT_RETRY, PEER_LOST, RunDirectory, exit_class, rank_errors
+from configs.exit_codes import EXIT_DO_NOT_RETRY, exit_class
+from configs.rank_records import HANG, PEER_LOST, rank_errors
+from configs.run import RunDirectory
 from launch.disk import FAULTS
 
 LONGEST_BACKOFF_S = 300.0

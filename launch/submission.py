@@ -9,8 +9,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from configs.exit_codes import EXIT_DONE
+from configs.files import write_atomically
 from configs.load import Resolved, load_config
-from configs.run import EXIT_DONE, PREFLIGHT, RunDirectory, with_absolute_resume, write_atomically
+from configs.run import PREFLIGHT, RunDirectory, with_absolute_resume
 from configs.schema import Config
 from launch.devices import resolve_devices
 from launch.engines import refuse_if_submitted

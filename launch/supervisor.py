@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, exit_class
 from configs.lifeline import end_with_parent
-from configs.rank_records import death, read_step
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, exit_class, rank_errors
+from configs.rank_records import death, rank_errors, read_step
 from launch.inbox import SignalInbox
 from launch.temporary import temporary_files
 

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from configs.exit_codes import EXIT_DONE
+from configs.files import write_atomically
 from configs.load import dump_yaml, load_config
 from configs.problems import ConfigError, Problem, shown
-from configs.run import EXIT_DONE, RunDirectory, write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from launch.devices import count_cores, count_gpus, resolve_devices
 from launch.fit import check_machine, console, prepare

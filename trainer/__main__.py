@@ -11,19 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY
 from configs.lifeline import end_with_parent
 from configs.problems import ConfigError, DataError, UnreachableError
-from configs.rank_records import record_rank_error
-from configs.run import (
-    EXIT_DO_NOT_RETRY,
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_RETRY,
-    PEER_LOST,
-    QUIET,
-    RunDirectory,
-    rank_log,
-)
+from configs.rank_records import PEER_LOST, rank_log, record_rank_error
+from configs.run import QUIET, RunDirectory
 from trainer.logs import logger, redirect_output
 from trainer.processes import AGENT_PID, Processes
 from trainer.signals import StopFlag

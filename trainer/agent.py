@@ -16,8 +16,8 @@ from subprocess import TimeoutExpired
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.run import main as torchrun
 
-from configs.rank_records import HANG, record_death, record_rank_error
-from configs.run import EXIT_RETRY, rank_error, rank_log
+from configs.exit_codes import EXIT_RETRY
+from configs.rank_records import HANG, rank_error, rank_log, record_death, record_rank_error
 from trainer.processes import AGENT_PID
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"

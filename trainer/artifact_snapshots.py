@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.run import RunDirectory, read_json, write_atomically
+from configs.files import read_json, write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.checkpoint_files import CHECKPOINT, MANIFEST, WEIGHTS
 from trainer.elastic_zero import OPTIMIZER, STATE

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
+from configs.files import read_json
 from configs.problems import DataError
-from configs.run import read_json
 from trainer.consolidation import load_saved_weights
 
 CHECKPOINT, MANIFEST = "checkpoint.ckpt", "manifest.json"

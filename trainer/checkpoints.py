@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.files import write_atomically
 from configs.problems import DataError
-from configs.run import write_atomically
 from trainer.checkpoint_files import (
     MANIFEST,
     Unreadable,

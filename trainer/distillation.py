@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from configs.files import read_json
 from configs.problems import ConfigError, DataError, Problem, shown
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.streaming.transforms import channel_statistics
 from trainer.checkpoint_files import MANIFEST

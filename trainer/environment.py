@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 
 PACKAGES = (
     "effnet", "torch", "torchvision", "pytorch-lightning", "timm", "webdataset", "wandb", "deepspeed", "numpy", "pillow"

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
+from configs.files import write_atomically
 from configs.problems import DataError
-from configs.run import RunDirectory, write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.bars import Advance, Bar, progress_on
 from datamodules.inspecting.shards import names_of_classes

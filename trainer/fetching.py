@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from configs.changes import changes, refusals
+from configs.files import read_json, write_atomically
 from configs.problems import ConfigError, Problem, UnreachableError
-from configs.run import RunDirectory, config_hash, read_json, write_atomically
+from configs.run import RunDirectory, config_hash
 from configs.schema import Config
 from datamodules.bars import Bar, no_bar
 from trainer.checkpoint_files import MANIFEST, step_of

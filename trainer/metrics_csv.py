@@ -11,7 +11,8 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 from trainer.logs import logger
 
 

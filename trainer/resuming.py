@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.changes import Change, changes, refusals
+from configs.files import read_json
 from configs.problems import ConfigError, Problem
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.bars import no_bar, progress_on
 from trainer.checkpoint_files import CHECKPOINT, KEY, MANIFEST, load_content, read_manifest, refuse_newer_format

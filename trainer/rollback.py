@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from configs.run import write_atomically
+from configs.files import write_atomically
 from trainer.checkpoint_files import MANIFEST, is_step_name, step_of
 from trainer.checkpoints import LATEST, CheckpointDirectory
 from trainer.logs import logger

@@ -9,7 +9,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from configs.run import RunDirectory, config_hash, read_json, write_atomically
+from configs.files import read_json, write_atomically
+from configs.run import RunDirectory, config_hash
 from configs.schema import Config
 from trainer.logs import logger
 from trainer.wandb_logger import SafeWandbLogger

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.run import read_json
+from configs.files import read_json
 from configs.schema import Config
 from trainer.checkpoint_files import MANIFEST, WEIGHTS, load_content
 from trainer.consolidation import load_saved_weights

@@ -6,7 +6,8 @@ from functools import partial
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
-from configs.run import RunDirectory, read_json
+from configs.files import read_json
+from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.logs import logger
 from trainer.metrics_csv import MetricsCsv

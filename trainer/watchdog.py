@@ -10,8 +10,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from configs.rank_records import HANG, StepFile, record_rank_error
-from configs.run import EXIT_RETRY, rank_log
+from configs.exit_codes import EXIT_RETRY
+from configs.rank_records import HANG, StepFile, rank_log, record_rank_error
 from trainer.logs import logger
 
 STARTUP_S = 1800.0

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY
+from configs.files import write_atomically
 from configs.problems import DataError
-from configs.run import EXIT_DO_NOT_RETRY, write_atomically
 from configs.schema import Data
 from configs.schema.section import Modality
 from datamodules.bars import progress_on

@@ -15,8 +15,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from configs.files import write_atomically
 from configs.problems import DataError
-from configs.run import write_atomically
 from datamodules.bars import Bar, no_bar
 from datamodules.indexing.tar import BLOCK
 from datamodules.making.listing import Listing, Places

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.files import write_atomically
 from configs.problems import DataError
-from configs.run import write_atomically
 from datamodules.storage.locks import NO_LOCKS, file_lock
 from datamodules.streaming.order import permutation
 

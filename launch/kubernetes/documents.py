@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from configs.problems import ConfigError, Problem, shown
-from configs.run import EXIT_DO_NOT_RETRY
 from configs.schema import Config, Kubernetes
 from launch.job import JobSpec
 from launch.kubernetes.pod_spec import NODE, Document, host_mounts, object_name, pod

@@ -16,19 +16,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY
+from configs.files import write_atomically
 from configs.lifeline import end_with_parent
 from configs.load import load_config
 from configs.problems import ConfigError, DataError, Problem
-from configs.run import (
-    EXIT_DO_NOT_RETRY,
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_RETRY,
-    RunDirectory,
-    rank_errors,
-    rank_log,
-    write_atomically,
-)
+from configs.rank_records import rank_errors, rank_log
+from configs.run import RunDirectory
 from configs.schema import Config
 from launch import attempt as attempts
 from launch.disk import fault_of_disk

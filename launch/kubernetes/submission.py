@@ -8,8 +8,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from configs.exit_codes import EXIT_DONE
+from configs.files import write_atomically
 from configs.load import dump_yaml, load_config
-from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
+from configs.run import RunDirectory, with_absolute_resume
 from launch.engines import refuse_if_submitted
 from launch.fit import console, of_run
 from launch.job import job_spec, with_preflight

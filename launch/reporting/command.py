@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.files import write_atomically
 from configs.problems import ConfigError, Problem
-from configs.run import RunDirectory, write_atomically
+from configs.run import RunDirectory
 from launch.disk import fault_of_disk
 from launch.reporting.curves import MOST_RUNS
 from launch.reporting.record import read_record

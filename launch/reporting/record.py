@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from configs.files import read_json
 from configs.problems import ConfigError
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from configs.schema import Config
 from launch.inspection import state
 from launch.reporting.series import Metrics, read_metrics

@@ -11,18 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, exit_class
 from configs.problems import ConfigError
-from configs.rank_records import HANG
-from configs.run import (
-    EXIT_DO_NOT_RETRY,
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_RETRY,
-    PEER_LOST,
-    STARTED,
-    RunDirectory,
-    exit_class,
-)
+from configs.rank_records import HANG, PEER_LOST
+from configs.run import STARTED, RunDirectory
 from configs.schema import Config
 from launch.attempt import again
 from launch.disk import recorded

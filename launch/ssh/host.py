@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from configs.run import EXIT_RETRY
+from configs.exit_codes import EXIT_RETRY
 from launch.inbox import SignalInbox
 from launch.ssh.facts import Listener, facts, reach
 from launch.supervisor import run_command

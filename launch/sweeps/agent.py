@@ -12,8 +12,9 @@ from itertools import chain
 
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY
 from configs.lifeline import end_with_parent
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE, EXIT_INTERRUPTED, EXIT_RETRY, RunDirectory
+from configs.run import RunDirectory
 from configs.sweep_file import overrides_of
 from launch.inbox import SignalInbox
 from launch.sweeps.folder import SweepFolder, Trial, is_unfinished, read_trial, write_trial

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.exit_codes import exit_class
+from configs.files import read_json, write_atomically
 from configs.layers import find_file
 from configs.load import dump_yaml, leaves, load_config
 from configs.problems import ConfigError, Problem, shown
-from configs.run import RunDirectory, exit_class, read_json, write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from configs.sweep_file import Sweep
 

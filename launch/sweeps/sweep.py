@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.changes import identity
+from configs.exit_codes import EXIT_DONE
+from configs.files import write_atomically
 from configs.load import load_config
 from configs.problems import ConfigError, Problem
-from configs.run import EXIT_DONE, RunDirectory, with_absolute_resume, write_atomically
+from configs.run import RunDirectory, with_absolute_resume
 from configs.schema import Config
 from configs.sweep_file import Sweep, load_sweep
 from launch.devices import resolve_devices

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import RunDirectory, rank_errors
+from configs.rank_records import rank_errors
+from configs.run import RunDirectory
 from tests.integration.runs import logs, signal_after
 
 Overrides = Callable[..., list[str]]

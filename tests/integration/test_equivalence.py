@@ -11,7 +11,8 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from configs.run import RunDirectory, read_json
+from configs.files import read_json
+from configs.run import RunDirectory
 from datamodules.images.decoding import open_image
 from datamodules.streaming.transforms import evaluation_transform
 from tests.integration.runs import final_state, losses, newest, rows, signal_after, start, train

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from configs.load import load_config
-from configs.run import RunDirectory, rank_errors, rank_log
+from configs.rank_records import rank_errors, rank_log
+from configs.run import RunDirectory
 from launch.attempt import begin, end
 from tests.clusters.hosts import address, cut, heal, hosts, on_host
 from tests.integration.runs import (

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from configs.run import RunDirectory, read_json
+from configs.files import read_json
+from configs.run import RunDirectory
 from launch.kubernetes.pod import JOB_UID, RESTART
 from launch.kubernetes.pod_spec import PORT
 from tests.clusters.hosts import address, hosts, on_host

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import RunDirectory, rank_errors
+from configs.rank_records import rank_errors
+from configs.run import RunDirectory
 from tests.clusters.hosts import hosts, slow_link
 from tests.clusters.slurm import slurm_cluster, wait_for
 from tests.clusters.ssh import CONFIG, of_run

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from configs.rank_records import HANG
-from configs.run import PEER_LOST, RunDirectory, rank_error, rank_errors, rank_log
+from configs.rank_records import HANG, PEER_LOST, rank_error, rank_errors, rank_log
+from configs.run import RunDirectory
 from launch.fit import LOST
 from tests.integration import runs
 from tests.integration.runs import TIMEOUT_S, final_state, last_step, logs, train

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import RunDirectory, rank_log
+from configs.rank_records import rank_log
+from configs.run import RunDirectory
 from tests.integration.runs import TIMEOUT_S, final_state, losses
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,11 @@ from rich.console import Console
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 
+from configs.exit_codes import EXIT_RETRY
+from configs.files import write_atomically
 from configs.problems import DataError, UnreachableError
 from configs.rank_records import HANG, record_rank_error
-from configs.run import EXIT_RETRY, RunDirectory, write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config, Doctor
 from trainer.doctor.judgement import judge
 from trainer.doctor.line import Line

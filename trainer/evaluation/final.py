@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.indexing.splits import shard_cache
 from datamodules.storage.locations import public_name

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from configs.files import write_atomically
 from configs.problems import DataError, UnreachableError
-from configs.run import write_atomically
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
 from datamodules.storage.locations import public_name

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.run import write_atomically
+from configs.files import write_atomically
 from trainer.evaluation.figures import BINS, Figures
 
 BLUE, ORANGE, GREY = "#4269d0", "#d9480f", "#4a4a4a"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from configs.run import write_atomically
+from configs.files import write_atomically
 from trainer.evaluation.extremes import KINDS
 from trainer.evaluation.figures import Figures
 from trainer.evaluation.pictures import Example, remove_others, write_pictures

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from configs.run import RunDirectory, read_json
+from configs.files import read_json
+from configs.run import RunDirectory
 from configs.schema import Config
 from trainer.exporting.quantising import Measured
 from trainer.exporting.timm_layout import drawing, preprocessing

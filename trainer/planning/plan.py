@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from configs.batches import BatchLayout
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_DONE
 from configs.problems import ConfigError, Problem
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_DONE
 from configs.schema import Config
 from trainer.planning.data import Samples, find_samples
 from trainer.planning.duration import Duration, Totals, plan_duration, plan_stage_time, plan_totals

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.bars import progress_on
 from trainer.assembly import build_datamodule, resolve_accelerator

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from configs.run import RunDirectory, write_atomically
+from configs.files import write_atomically
+from configs.run import RunDirectory
 from datamodules.bars import progress_on
 from trainer.processes import Processes
 from trainer.tuning.attempt import first_phase, try_training

@@ -8,16 +8,7 @@ import pytest
 
 from configs.load import dump_yaml
 from configs.problems import ConfigError, Problem
-from configs.run import (
-    RunDirectory,
-    config_hash,
-    exit_class,
-    identity,
-    rank_error,
-    rank_errors,
-    rank_log,
-    write_atomically,
-)
+from configs.run import RunDirectory, config_hash, identity
 from configs.schema import Config
 from tests.unit.configs.loading import config_of
 
@@ -238,20 +229,10 @@ def test_outcomes_are_kept_in_order_and_replaced_by_number(run: RunDirectory) ->
     assert json.loads(run.outcome_file.read_text()) == {"attempts": run.outcomes()}
 
 
-@pytest.mark.parametrize(
-    ("code", "word"), [(0, "done"), (85, "interrupted"), (93, "do_not_retry"), (1, "retry"), (137, "retry")]
-)
-def test_every_exit_code_has_its_class(code: int, word: str) -> None:
-    assert exit_class(code) == word
-
-
-def test_the_earliest_error_of_the_ranks_comes_first(tmp_path: Path) -> None:
-    for rank, when in ((0, 30.0), (1, 10.0), (11, 20.0)):
-        rank_error(tmp_path, rank).write_text(json.dumps({"rank": rank, "time": when}))
-    rank_log(tmp_path, 0).touch()
-
-    assert [error["rank"] for error in rank_errors(tmp_path)] == [1, 11, 0]
-    assert rank_errors(tmp_path / "absent") == []
+def test_what_a_user_has_kept_of_an_attempts_logs_is_no_attempt(run: RunDirectory) -> None:
+    run.begin_attempt()
+    run.log_dir(0).rename(run.log_dir(0).with_name("attempt-00-before-the-change"))
+    assert run.begin_attempt() == 0
 
 
 # Finding
@@ -301,32 +282,3 @@ def test_without_any_run_none_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(ConfigError, match=r"a run in runs/ \(none\), or its path"):
         RunDirectory.find("any")
-
-
-# Writing
-
-
-def test_an_atomic_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    write_atomically(file, "old")
-    write_atomically(file, "né")
-
-    assert file.read_bytes() == "né".encode()
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_an_atomic_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    write_atomically(file, "old")
-
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(file, "new \udcff")
-
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_what_a_user_has_kept_of_an_attempts_logs_is_no_attempt(run: RunDirectory) -> None:
-    run.begin_attempt()
-    run.log_dir(0).rename(run.log_dir(0).with_name("attempt-00-before-the-change"))
-    assert run.begin_attempt() == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import EXIT_DO_NOT_RETRY
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from datamodules.indexing.index_files import index_file, load_index
 from datamodules.indexing.urls import expand
 from tests.conftest import picture

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from configs.load import dump_yaml
-from configs.run import RunDirectory, rank_error
+from configs.rank_records import rank_error
+from configs.run import RunDirectory
 from tests.unit.configs.loading import config_of
 
 HEADER = (

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.rank_records import record_rank_error
-from configs.run import RunDirectory, rank_error, write_atomically
+from configs.files import write_atomically
+from configs.rank_records import rank_error, record_rank_error
+from configs.run import RunDirectory
 from launch.attempt import LOST, again, begin, end
 from launch.ledger import request_cancellation, withdraw_cancellation
 

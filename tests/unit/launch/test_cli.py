@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import EXIT_DO_NOT_RETRY, RunDirectory
+from configs.run import RunDirectory
 from launch.fit import fit
 from launch.prediction import predict
 from launch.validation import Options, validate

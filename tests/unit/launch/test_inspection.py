@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs.run import RunDirectory, rank_log
+from configs.rank_records import rank_log
+from configs.run import RunDirectory
 from launch.glance import progress, sparkline
 from launch.inspection import show_runs, state
 from launch.ledger import Submission, record, submissions

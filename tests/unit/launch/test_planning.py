@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs.changes import identity
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from configs.load import load_config
-from configs.run import EXIT_DO_NOT_RETRY, RunDirectory
+from configs.run import RunDirectory
 from tests.unit.launch.commands import MINIMAL, effnet
 
 B7 = ["--config", "configs/experiment/b7_imagenet.yaml", "--config", "configs/hardware/1x8_h100.yaml"]

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import EXIT_INTERRUPTED, RunDirectory, rank_error, rank_errors, write_atomically
+from configs.exit_codes import EXIT_INTERRUPTED
+from configs.files import write_atomically
+from configs.rank_records import rank_error, rank_errors
+from configs.run import RunDirectory
 from launch.rank import attempt_number, rank_variables
 
 TIMEOUT_S = 60

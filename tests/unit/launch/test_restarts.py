@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from configs.rank_records import HANG
-from configs.run import PEER_LOST
+from configs.rank_records import HANG, PEER_LOST
 from launch.restarts import LONGEST_BACKOFF_S, Restarts, failed_alike
 
 

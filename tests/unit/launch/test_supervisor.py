@@ -14,8 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from configs.rank_records import StepFile, record_death, record_rank_error
-from configs.run import PEER_LOST, rank_error, rank_log
+from configs.rank_records import PEER_LOST, StepFile, rank_error, rank_log, record_death, record_rank_error
 from launch.supervisor import described, outcome, run_command, trainer_command
 
 TIMEOUT_S = 20

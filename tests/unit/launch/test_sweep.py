@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from configs.exit_codes import EXIT_DONE, EXIT_INTERRUPTED
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import EXIT_DONE, EXIT_INTERRUPTED
 from configs.schema import Config
 from launch.job import job_spec
 from launch.sweeps import slurm_array as sweep_slurm

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from configs.exit_codes import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED, EXIT_RETRY
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import EXIT_DO_NOT_RETRY, EXIT_INTERRUPTED, EXIT_RETRY, RunDirectory
+from configs.run import RunDirectory
 from configs.sweep_file import Sweep
 from launch import cli
 from launch.sweeps import source, sweep

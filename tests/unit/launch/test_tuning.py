@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import EXIT_DO_NOT_RETRY
+from configs.exit_codes import EXIT_DO_NOT_RETRY
 from launch.tuning import candidates
 from tests.unit.configs.loading import MINIMAL, config_of
 from tests.unit.launch.commands import effnet

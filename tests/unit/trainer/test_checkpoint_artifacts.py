@@ -18,9 +18,10 @@ import torch
 import wandb
 from safetensors.torch import load_file, save_file
 
+from configs.files import read_json
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from tests.disks import fill, small_disk
 from tests.integration.runs import signal_after, start
 from tests.integration.runs import train as train_by_command

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from configs.problems import ConfigError, DataError, Problem
-from configs.run import RunDirectory, rank_error, rank_log
+from configs.rank_records import rank_error, rank_log
+from configs.run import RunDirectory
 from tests.unit.trainer.runs import new_run, rows
 from trainer.__main__ import _guarded
 from trainer.checkpointing import Interrupted

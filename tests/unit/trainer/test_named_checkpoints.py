@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.files import read_json
 from configs.load import load_config
 from configs.problems import DataError
-from configs.run import RunDirectory, read_json, with_absolute_resume
+from configs.run import RunDirectory, with_absolute_resume
 from tests.unit.configs.loading import config_of
 from tests.unit.launch.commands import effnet
 from tests.unit.trainer.runs import as_killed_after

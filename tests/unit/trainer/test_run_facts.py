@@ -1,7 +1,8 @@
 from pathlib import Path
 
+from configs.files import read_json
 from configs.load import load_config
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from trainer.run_facts import counts, described, ended_as, table
 
 FAILED = {

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.files import read_json
 from configs.load import load_config
 from configs.problems import ConfigError
-from configs.run import RunDirectory, read_json
+from configs.run import RunDirectory
 from tests.disks import fill, small_disk
 from tests.unit.trainer.runs import as_killed_after, new_run, rows, train
 from trainer.tracking import FINISH_TIMEOUT_S, MetricsCsv, SafeWandbLogger, build_loggers

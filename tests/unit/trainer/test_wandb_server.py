@@ -17,9 +17,10 @@ import psutil
 import pytest
 from rich.console import Console
 
+from configs.files import read_json
 from configs.load import load_config
 from configs.problems import DataError
-from configs.run import GRACE, RunDirectory, read_json
+from configs.run import GRACE, RunDirectory
 from launch.inspection import show_status
 from tests.disks import small_disk
 from tests.unit.trainer.runs import new_run, rows, sync, train

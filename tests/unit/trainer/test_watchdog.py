@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.rank_records import StepFile
-from configs.run import rank_error
+from configs.rank_records import StepFile, rank_error
 
 PROGRAM = """
 import ctypes, sys, time
