@@ -11,6 +11,17 @@ URL_SECRET = re.compile(
     r"://[^/@]*@|[?&](sig|[^=&]*(key|token|secret|passw|credential|signature)[^=&]*)=", re.IGNORECASE
 )
 """Part of a URL that holds a secret: a name and password before the host, or a signature or token in the query."""
+NO_SECRETS = (
+    "URLs without passwords, tokens and signatures: they are kept on disk and in logs, and a store's library finds "
+    "what it needs in the environment (AWS_…, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) or its own files"
+)
+
+
+def masked_url(text: str) -> str | None:
+    """A URL that holds a secret, as it may be shown; None for one that holds none."""
+    if not URL_SECRET.search(text):
+        return None
+    return re.sub(r"://[^/@]*@", "://…@", text).partition("?")[0]
 
 
 def batch_problems(config: Config) -> Iterator[Problem]:
@@ -72,13 +83,9 @@ def address_problems(config: Config) -> Iterator[Problem]:
     for key in ("train_shards", "val_shards"):
         shards = getattr(config.data, key)
         for text in (shards,) if isinstance(shards, str) else shards:
-            if URL_SECRET.search(text):
-                masked = re.sub(r"://[^/@]*@", "://…@", text).partition("?")[0]
-                accepted = (
-                    "URLs without passwords, tokens and signatures: this is kept on disk, and a store's library finds "
-                    "them in the environment (AWS_…, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) or its own files"
-                )
-                yield Problem(key=f"data.{key}", received=shown(masked), accepted=accepted)
+            masked = masked_url(text)
+            if masked is not None:
+                yield Problem(key=f"data.{key}", received=shown(masked), accepted=NO_SECRETS)
 
 
 def image_problems(config: Config) -> Iterator[Problem]:

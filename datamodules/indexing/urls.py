@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 
 from configs.problems import DataError
 from datamodules.indexing.shard_lists import MAX_LIST_BYTES, parse_shard_list
-from datamodules.storage.locations import Shard, Url, is_remote, parse_url
+from datamodules.storage.locations import Shard, Url, is_remote, parse_url, refuse_secrets
 from datamodules.storage.remote import Remote
 
 INFO = "_info.json"
@@ -55,11 +55,13 @@ def find_shards(shards: str | Sequence[str], remote: Remote | None = None) -> Fo
         remote: How servers are reached.
 
     Raises:
-        DataError: If a part matches nothing, names a missing file, is of a kind that is not read, or a shard comes
-            twice.
+        DataError: If a part matches nothing, names a missing file, is of a kind that is not read, holds a secret, or a
+            shard comes twice.
         UnreachableError: If a server does not answer.
     """
     parts = [part for text in ([shards] if isinstance(shards, str) else shards) for part in text.split("::")]
+    for part in parts:
+        refuse_secrets(part)
     expected: dict[Shard, Expected] = {}
     search = _Search(remote or Remote(), expected)
     found = [shard for part in parts for shard in search.part(part)]

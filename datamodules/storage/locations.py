@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from configs.checks.data import URL_SECRET
+from configs.checks.data import NO_SECRETS, URL_SECRET, masked_url
 from configs.problems import DataError
 
 EXTRAS = {"http": None, "https": None, "s3": "s3", "gs": "gcs", "hf": None}
@@ -61,6 +61,17 @@ def is_remote(text: str) -> bool:
     return "://" in text or text.startswith("pipe:")
 
 
+def refuse_secrets(text: str) -> None:
+    """See that a URL holds no secret: it would be in messages, logs and files.
+
+    Raises:
+        DataError: If it does. The secret is not repeated.
+    """
+    masked = None if text.startswith("pipe:") else masked_url(text)  # commands are refused in other words
+    if masked is not None:
+        raise DataError(f"shards {masked!r}: accepted are {NO_SECRETS}")
+
+
 def parse_url(text: str) -> Url:
     """A URL of a kind that is read.
 
@@ -87,7 +98,7 @@ def _instead_of_pipe(text: str) -> str:
     """What to say of a command, of which no more is shown than its program: the rest may hold a token."""
     program = (text.removeprefix("pipe:").split() or [""])[0]
     inside = re.search(rf"\b(?:{'|'.join(EXTRAS)})://[^\s'\"|;?]+", text)
-    found = f"{inside[0]} itself" if inside else f"a path, or one of {_accepted()}"
+    found = f"{masked_url(inside[0]) or inside[0]} itself" if inside else f"a path, or one of {_accepted()}"
     return f"pipe:{program} …: pipe: would run a command, which is never done; give {found}"
 
 

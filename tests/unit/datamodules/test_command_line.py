@@ -80,6 +80,15 @@ def test_mistakes_are_one_message_and_exit_code_93(image_folder: Path, tmp_path:
         assert len(output.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["index", "verify", "info"])
+def test_a_url_with_a_secret_is_refused_and_not_repeated(command: str) -> None:
+    url = "https://me:hidden@host.invalid/{00..09}.tar"
+    output = run(command, url, expected=EXIT_DO_NOT_RETRY)
+    assert output.startswith("error: shards 'https://…@host.invalid/{00..09}.tar': accepted are URLs without passwords")
+    assert len(output.splitlines()) == 1
+    assert "hidden" not in output
+
+
 def test_the_help_names_the_commands_and_imports_no_torch(tmp_path: Path) -> None:
     output = run("--help")
     assert all(command in output for command in ("build", "index", "digits"))

@@ -204,7 +204,7 @@ def server(folder: Path) -> Iterator[FaultyServer]:
         ("_info.json#validation", ["train-002.tar"]),
         ("sizes.json", ["train-003.tar"]),
         ("list.txt", ["train-004.tar"]),
-        ("train-005.tar?token=x", ["train-005.tar?token=x"]),
+        ("train-005.tar?version=x", ["train-005.tar?version=x"]),
     ],
 )
 def test_an_http_server_lists_shards_in_files(form: str, expected: list[str], server: FaultyServer) -> None:
@@ -233,3 +233,20 @@ def test_a_remote_list_cannot_name_what_is_on_this_machine(lines: str, what: str
     (server.folder / "evil.json").write_text(json.dumps({lines.removesuffix(".tar") + ".tar": 1}))
     with pytest.raises(DataError):
         expand(server.url("evil.json"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hidden@host.invalid/{0..9}.tar",
+        "s3://hidden@bucket/0.tar",
+        "https://host.invalid/0.tar?X-Amz-Signature=hidden&a=b",
+        "https://host.invalid/_info.json?token=hidden#train",
+        "ftp://me:hidden@host.invalid/0.tar",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_before_anybody_is_asked_and_not_repeated(url: str) -> None:
+    for shards in (url, f"a.tar::{url}", [url, "a.tar"]):
+        with pytest.raises(DataError, match="URLs without passwords, tokens and signatures") as refused:
+            expand(shards)
+        assert "hidden" not in str(refused.value)

@@ -199,9 +199,10 @@ def test_urls_of_other_kinds_are_refused(text: str, what: str) -> None:
         parse_url(text)
 
 
-def test_a_command_is_not_repeated_for_it_may_hold_a_token() -> None:
+@pytest.mark.parametrize("url", ["https://host/a.tar?token=secret", "https://me:secret@host/a.tar"])
+def test_a_command_is_not_repeated_for_it_may_hold_a_token(url: str) -> None:
     with pytest.raises(DataError) as refused:
-        parse_url("pipe:curl -H 'Authorization: Bearer secret' https://host/a.tar?token=secret")
+        parse_url(f"pipe:curl -H 'Authorization: Bearer secret' {url}")
     assert "secret" not in str(refused.value)
 
 
