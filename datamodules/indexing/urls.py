@@ -81,6 +81,7 @@ class _Search(NamedTuple):
     def part(self, part: str, *, in_list: bool = False) -> list[Shard]:
         if not part.strip():
             raise DataError("an empty name among the shards")
+        refuse_secrets(part)
         local = part.removeprefix("file://").removeprefix("file:")
         try:
             found = self._remote(part, in_list=in_list) if is_remote(local) else self._local(local, in_list=in_list)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from configs.checks.data import NO_SECRETS, URL_SECRET, masked_url
+from configs.checks.data import NO_SECRETS, masked_url
 from configs.problems import DataError
 
 EXTRAS = {"http": None, "https": None, "s3": "s3", "gs": "gcs", "hf": None}
@@ -48,14 +48,6 @@ Shard = Path | Url
 """Where a shard is kept."""
 
 
-def public_name(shard: Shard) -> str:
-    """A shard's name where others may read it: of a URL no password, and no query that holds a token or signature."""
-    text = str(shard)
-    if isinstance(shard, Path) or not URL_SECRET.search(text):
-        return text
-    return re.sub(r"://[^/@]*@", "://", text).partition("?")[0]
-
-
 def is_remote(text: str) -> bool:
     """Whether a name is to be read as a URL: anything that no local path begins with."""
     return "://" in text or text.startswith("pipe:")
@@ -76,8 +68,9 @@ def parse_url(text: str) -> Url:
     """A URL of a kind that is read.
 
     Raises:
-        DataError: If it is of another kind, or its path leads out of where it seems to be.
+        DataError: If it is of another kind, holds a secret, or its path leads out of where it seems to be.
     """
+    refuse_secrets(text)
     protocol, _, rest = text.partition("://")
     if protocol == "gcs":
         protocol = "gs"

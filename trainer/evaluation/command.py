@@ -15,7 +15,6 @@ from datamodules.indexing.index import ShardIndex
 from datamodules.indexing.splits import open_split, shard_cache
 from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.shards import class_names
-from datamodules.storage.locations import public_name
 from datamodules.streaming.shard_reader import ShardReader
 from datamodules.streaming.transforms import shown_share
 from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
@@ -103,7 +102,7 @@ def validate(request: Request, *, processes: Processes, console: Console, progre
         subject=subject.name,
         checkpoint=str(subject.checkpoint) if subject.checkpoint is not None else None,
         step=subject.step,
-        shards=tuple(map(public_name, index.shards)),
+        shards=tuple(map(str, index.shards)),
         index_hash=index.digest,
         num_classes=subject.num_classes,
         class_names=names,

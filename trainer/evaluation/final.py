@@ -15,7 +15,6 @@ from configs.files import write_atomically
 from configs.run import RunDirectory
 from configs.schema import Config
 from datamodules.indexing.splits import shard_cache
-from datamodules.storage.locations import public_name
 from datamodules.streaming.transforms import shown_share
 from trainer.checkpoints import CheckpointDirectory
 from trainer.evaluation.extremes import Examples
@@ -163,7 +162,7 @@ class FinalValidation(Callback):
             subject=self._run.run_id,
             checkpoint=str(CheckpointDirectory(self._run.checkpoints).named(step)),
             step=step,
-            shards=tuple(map(public_name, index.shards)),
+            shards=tuple(map(str, index.shards)),
             index_hash=index.digest,
             num_classes=data.num_classes,
             class_names=names_of_classes(data),

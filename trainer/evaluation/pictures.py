@@ -17,7 +17,6 @@ from configs.files import write_atomically
 from configs.problems import DataError, UnreachableError
 from datamodules.indexing.index import ShardIndex
 from datamodules.storage.cache import ShardCache
-from datamodules.storage.locations import public_name
 from datamodules.streaming.shard_reader import ShardReader
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.samples import Outputs
@@ -35,7 +34,7 @@ class Example:
 
     Attributes:
         sample: Its number in the split.
-        shard: Path or URL, without secrets.
+        shard: Path or URL.
         key: Of the sample in its shard; None where that could not be read.
         label: As the shards say.
         predicted: The most likely class.
@@ -98,7 +97,7 @@ def described(
             kind: [
                 Example(
                     sample=sample,
-                    shard=public_name(index.shards[index.shard_of(sample)]),
+                    shard=str(index.shards[index.shard_of(sample)]),
                     key=key(sample),
                     label=int(outputs.labels[sample]),
                     predicted=int(outputs.ranked[sample, 0]),

@@ -65,7 +65,7 @@ class Evaluation:
         subject: Name of the run, model or file.
         checkpoint: Directory or file of the weights; None for those that timm publishes.
         step: Optimizer steps behind the weights; None where nobody says.
-        shards: Paths or URLs, without secrets.
+        shards: Paths or URLs.
         index_hash: Of samples and labels.
         num_classes: Of the network.
         class_names: By label; None without any.

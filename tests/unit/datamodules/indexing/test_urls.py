@@ -250,3 +250,27 @@ def test_a_url_with_a_secret_is_refused_before_anybody_is_asked_and_not_repeated
         with pytest.raises(DataError, match="URLs without passwords, tokens and signatures") as refused:
             expand(shards)
         assert "hidden" not in str(refused.value)
+
+
+SIGNED = "https://host.invalid/0.tar?X-Amz-Signature=hidden"
+LISTS = {
+    "secret.txt": f"train-000.tar\n{SIGNED}\n",
+    "sizes.json": json.dumps({SIGNED + "#.tar": 3}),
+    "wids.json": json.dumps({"__kind__": "wids-shard-index-v1", "shardlist": [{"url": SIGNED, "nsamples": 3}]}),
+    "_info.json": json.dumps({"splits": {"train": {"filenames": ["0.tar?sig=hidden"], "shard_lengths": [3]}}}),
+    "braces.txt": "https://host.invalid/0.tar?{sig,signature}=hidden\n",
+    "many.txt": "https://me:hidden@host.invalid/{0..9999999}.tar\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "remote"),
+    [(name, remote) for name in LISTS for remote in (False, True) if remote or name != "_info.json"],  # names of files
+)
+def test_a_list_of_urls_with_secrets_is_refused_and_they_are_not_repeated(
+    name: str, remote: bool, folder: Path, server: FaultyServer
+) -> None:
+    (folder / name).write_text(LISTS[name])
+    with pytest.raises(DataError, match="accepted are URLs without passwords, tokens and signatures") as refused:
+        expand(server.url(name) if remote else str(folder / name))
+    assert "hidden" not in str(refused.value)

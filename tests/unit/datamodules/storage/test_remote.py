@@ -168,7 +168,7 @@ def test_a_full_disk_is_no_servers_fault(server: FaultyServer, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "name", "folder"),
     [
-        ("https://host/train/000.tar?token=a/b", "000.tar", "https://host/train/"),
+        ("https://host/train/000.tar?version=a/b", "000.tar", "https://host/train/"),
         ("http://host/a%20b.tar", "a b.tar", "http://host/"),
         ("s3://bucket/train/000.tar", "000.tar", "s3://bucket/train/"),
         ("gcs://bucket/000.tar", "000.tar", "gs://bucket/"),
