@@ -37,7 +37,7 @@ from trainer.resuming import choose
 from trainer.rollback import RollBack, Rollbacks
 from trainer.run_facts import RunFacts
 from trainer.signals import StopFlag
-from trainer.sync_batchnorm import synchronise
+from trainer.sync_batchnorm import synchronise_as_configured
 from trainer.tracking import SafeWandbLogger, alert, build_loggers, sync_command
 from trainer.undoing import StepUndo, undoes
 from trainer.watchdog import Watchdog, WatchdogCallback
@@ -117,8 +117,7 @@ def fit(
     trainer = build_trainer(config, processes, accelerator, callbacks=callbacks, loggers=loggers)
     datamodule.next_batch = start.next_batch
     module = build_module(config, restored=start.checkpoint is not None)
-    if config.trainer.sync_batchnorm and processes.is_distributed:
-        synchronise(module.network, accelerator)
+    synchronise_as_configured(module.network, config, processes, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
     for tracker in _wandb(trainer):

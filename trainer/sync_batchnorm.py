@@ -11,6 +11,23 @@ from torch import distributed, nn
 from torch.autograd.function import once_differentiable
 
 from configs.problems import ConfigError, Problem
+from configs.schema import Config
+from trainer.logs import logger
+from trainer.processes import Processes
+
+
+def synchronise_as_configured(network: nn.Module, config: Config, processes: Processes, accelerator: str) -> None:
+    """As ``synchronise``, where that is wanted and there are other ranks to ask.
+
+    Raises:
+        ConfigError: If the network has no such layer.
+    """
+    if not config.trainer.sync_batchnorm:
+        return
+    if processes.world_size == 1:
+        logger.warning("trainer.sync_batchnorm has no effect: this run has one process, which has no others to ask")
+    if processes.is_distributed:
+        synchronise(network, accelerator)
 
 
 def synchronise(network: nn.Module, accelerator: str) -> None:

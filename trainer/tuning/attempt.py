@@ -11,7 +11,7 @@ from trainer.assembly import build_datamodule, build_module, build_trainer, reso
 from trainer.batchnorm import BatchNormStatistics
 from trainer.distillation import Distillation, build_teacher
 from trainer.processes import Processes
-from trainer.sync_batchnorm import synchronise
+from trainer.sync_batchnorm import synchronise_as_configured
 from trainer.undoing import ChangesWithSteps, StepUndo, undoes
 
 
@@ -72,8 +72,7 @@ def try_training(config: Config, processes: Processes, callbacks: Sequence[Callb
     accelerator = resolve_accelerator(config)
     datamodule = build_datamodule(config, accelerator)
     module = build_module(config)
-    if config.trainer.sync_batchnorm and processes.is_distributed:
-        synchronise(module.network, accelerator)
+    synchronise_as_configured(module.network, config, processes, accelerator)
     if config.distillation.teacher is not None:
         module.set_distillation(Distillation(config, *build_teacher(config)))
     statistics = BatchNormStatistics()

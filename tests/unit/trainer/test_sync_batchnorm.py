@@ -15,7 +15,8 @@ from tests.unit.trainer.settings import settings
 from tests.unit.trainer.test_ddp import RANK
 from trainer.assembly import build_datamodule, build_module, build_trainer
 from trainer.batchnorm import BatchNormStatistics
-from trainer.sync_batchnorm import CpuSyncBatchNorm, synchronise
+from trainer.processes import Processes
+from trainer.sync_batchnorm import CpuSyncBatchNorm, synchronise, synchronise_as_configured
 
 Overrides = Callable[..., list[str]]
 STEPS = 5
@@ -116,6 +117,33 @@ def test_torchs_layers_bear_what_is_done_to_running_statistics(toy_overrides: Ov
 
     for name, tensor in plain.network.state_dict().items():
         assert torch.equal(converted.network.state_dict()[name], tensor), name
+
+
+def test_one_process_alone_is_told_once_that_it_has_no_others_to_ask(
+    toy_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"trainer__devices": "auto", "trainer__max_steps": 2, "checkpoint__every_n_steps": 1}
+    train(new_run(toy_overrides(**changes, trainer__sync_batchnorm="true"), tmp_path / "wanted"))
+    told = [(record.levelname, record.getMessage()) for record in caplog.records if "sync_b" in record.getMessage()]
+    assert told == [
+        ("WARNING", "trainer.sync_batchnorm has no effect: this run has one process, which has no others to ask")
+    ]
+    caplog.clear()
+    train(new_run(toy_overrides(**changes), tmp_path / "plain"))
+    assert "sync_batchnorm" not in caplog.text
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_processes_are_told_nothing(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    config = settings(model__compound_phi=-12, trainer__accelerator="cpu", trainer__sync_batchnorm="true")
+    network = build_module(config).network
+    synchronise_as_configured(network, config, Processes.from_environment(), "cpu")
+    assert any(isinstance(layer, CpuSyncBatchNorm) for layer in network.modules())
+    assert caplog.text == ""
 
 
 def test_a_network_without_batchnorm_is_refused() -> None:
