@@ -116,3 +116,9 @@ def test_work_that_ends_well_is_zero(tmp_path: Path) -> None:
 
     assert _guarded(lambda: None, log_dir=tmp_path, processes=processes) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_no_command_costs_torch_before_signals_and_logs_are_set_up() -> None:
+    program = "import sys, trainer.__main__; print({'torch', 'pytorch_lightning', 'timm', 'wandb'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
