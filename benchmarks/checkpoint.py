@@ -18,7 +18,6 @@ All on this machine's CPU, in one run.
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -34,9 +33,10 @@ from typing import Any, cast
 
 import timm
 import torch
+import torch.multiprocessing
 from torch import distributed
 
-from benchmarks.measure import finish, median_ratio, report, take_turns
+from benchmarks.measure import finish, median_ratio, report, say_when_ended, take_turns
 from benchmarks.photographs import write_shards
 from benchmarks.runs import command, finished, seconds_to_step, settings
 from configs.rank_records import StepFile
@@ -48,6 +48,8 @@ from trainer.watchdog import Watchdog, WatchdogCallback
 STEP_S = 128 / 2489
 """A training step of B0."""
 STEPS_BETWEEN_SAVES = 1000
+RANKS = 2
+"""That agree."""
 TARGETS = {
     "stall_share_b0": "under 0.005",
     "stall_share_b7": "under 0.005",
@@ -57,11 +59,15 @@ TARGETS = {
 
 def stall_share(folder: Path, model: str, *, saves: int) -> float:
     """Of training's time, what saves take; the first, which makes its memory, is left out."""
+    print(f"{model}: {saves + 1} saves", file=sys.stderr, flush=True)
     run = RunDirectory(folder / f"stall-{model}")
     every = {"checkpoint__every_n_steps": 4, "checkpoint__every_n_epochs": 100}
     changes = {"trainer__max_steps": 4 * (saves + 1), "checkpoint__keep_last": saves + 1}
     finished(run, settings(folder, model__name=model, **every, **changes))
     manifests = [json.loads(file.read_text()) for file in sorted(run.checkpoints.glob("step-*/manifest.json"))]
+    if len(manifests) != saves + 1:  # a save that fails does not end training
+        logs = "\n".join(log.read_text() for log in sorted(run.path.glob("logs/attempt-*/rank_*.log")))
+        raise RuntimeError(f"{run.path}: {len(manifests)} checkpoints where {saves + 1} were to be:\n{logs}")
     shutil.rmtree(run.path)
     stalls = [manifest["stall_s"] for manifest in manifests[1:]]
     print(f"{model}: stalls of {', '.join(f'{1000 * stall:.0f}' for stall in stalls)} ms", file=sys.stderr, flush=True)
@@ -90,26 +96,25 @@ def compare_starts(folder: Path, *, rounds: int) -> tuple[dict[str, float], floa
 
 def seconds_a_step(folder: Path, *, steps: int) -> dict[str, float]:
     """Median costs on the slower of two ranks: of the watchdog, which each step has, and of an agreement."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [context.Process(target=_steps_of_a_rank, args=(rank, port, folder, steps, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found: list[dict[str, float]] = [results.get(timeout=300) for _ in ranks]
-    for process in ranks:
-        process.join()
+    # Its error is that of the rank that failed, with the traceback; the other one is ended.
+    torch.multiprocessing.spawn(_steps_of_a_rank, (port, folder, steps), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    found = [json.loads(_costs_of(rank, folder).read_text()) for rank in range(RANKS)]
     return {name: max(costs[name] for costs in found) for name in found[0]}
 
 
-def _steps_of_a_rank(rank: int, port: int, folder: Path, steps: int, results: Any) -> None:
+def _costs_of(rank: int, folder: Path) -> Path:
+    return folder / f"costs-{rank}.json"
+
+
+def _steps_of_a_rank(rank: int, port: int, folder: Path, steps: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     network, images = timm.create_model("tf_efficientnet_b0"), torch.randn(2, 3, 32, 32)
-    agreement, pace = Agreement(world_size=2, timeout=timedelta(seconds=60)), Pace(None)
+    agreement, pace = Agreement(world_size=RANKS, timeout=timedelta(seconds=60)), Pace(None)
     watchdog = WatchdogCallback(Watchdog(folder, rank, timeout_s=3600), StepFile(folder, rank))
     trainer = SimpleNamespace(global_step=0)
     watchdog.on_fit_start(cast(Any, trainer), cast(Any, None))
@@ -126,7 +131,8 @@ def _steps_of_a_rank(rank: int, port: int, folder: Path, steps: int, results: An
         pace.agreed(step, slowest_step_s=agreement.slowest_step_s)
         agreeing.append(time.perf_counter() - watched)
         watching.append(watched - begin)
-    results.put({"watchdog": statistics.median(watching), "agreement": statistics.median(agreeing)})
+    costs = {"watchdog": statistics.median(watching), "agreement": statistics.median(agreeing)}
+    _costs_of(rank, folder).write_text(json.dumps(costs))
     distributed.barrier()
 
 
@@ -135,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds in place of 7")
     rounds = 3 if parser.parse_args().quick else 7
+    say_when_ended()
     measure: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from benchmarks.bare_lightning import FIRST_STEP
-from benchmarks.measure import finish, median_ratio, report, take_turns
+from benchmarks.measure import finish, median_ratio, report, say_when_ended, take_turns
 from benchmarks.photographs import write_shards
-from benchmarks.runs import command, seconds_to_step, settings
+from benchmarks.runs import command, running, seconds_to_step, settings
 from configs.run import RunDirectory
 
 TARGETS = {"local_vs_torchrun": "at most 1.1", "help_s": "under 0.5"}
@@ -39,19 +39,15 @@ def launched(folder: Path) -> float:
 def bare(folder: Path) -> float:
     """Seconds to the first step of the bare script."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [*torchrun, "-m", "benchmarks.bare_lightning", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [*torchrun, "-m", "benchmarks.bare_lightning", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    found = next((time.perf_counter() - begin for line in process.stdout if FIRST_STEP in line), None)
-    process.communicate()
+    with running(script, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        found = next((time.perf_counter() - begin for line in process.stdout if FIRST_STEP in line), None)
+        process.communicate()
     if found is None:
-        raise RuntimeError(f"the bare script ended with {process.returncode}")
+        raise RuntimeError("the bare script ended well, but said nothing of a first step")
     return found
 
 
@@ -67,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds in place of 7")
     rounds = 3 if parser.parse_args().quick else 7
+    say_when_ended()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, shards=2, samples=10, different=4)

@@ -1,12 +1,30 @@
 """What all benchmarks share: contestants take turns in one run, medians count, a table and a line of JSON tell."""
 
+import faulthandler
 import json
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
+
+
+def say_when_ended() -> None:
+    """From here on, also an end by a signal or a crash in native code says so on standard error.
+
+    By themselves SIGTERM and SIGHUP end Python without a word, and leave the processes that it has started behind.
+    """
+    faulthandler.enable()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    print(f"ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
