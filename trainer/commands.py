@@ -141,9 +141,7 @@ def _tune_lr_options(parser: ArgumentParser) -> None:
 def _tune_lr(call: Call) -> None:
     from trainer.tuning.learning_rate import tune_learning_rate
 
-    tune_learning_rate(
-        call.run, **call.options, processes=call.processes, console=call.console, progress=call.progress
-    )
+    tune_learning_rate(call.run, **call.options, processes=call.processes, console=call.console, progress=call.progress)
 
 
 def _tune_batch_size_options(parser: ArgumentParser) -> None:
