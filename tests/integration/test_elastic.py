@@ -87,7 +87,7 @@ def test_any_numbers_of_processes_one_after_the_other_train_as_one_that_was_neve
 @pytest.mark.parametrize(
     ("stage", "opt", "offload"),
     [
-        (1, "adamw", False),
+        pytest.param(1, "adamw", False, marks=pytest.mark.slow),
         pytest.param(2, "sgd", False, marks=pytest.mark.slow),
         (3, "sgd", False),
         pytest.param(3, "adamw", False, marks=pytest.mark.slow),

@@ -166,7 +166,7 @@ def test_a_run_that_diverges_ends_with_93(overrides: Overrides, tmp_path: Path) 
         assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_under_deepspeed_a_step_is_skipped_and_the_run_goes_back_too(
     stage: int, overrides: Overrides, tmp_path: Path
 ) -> None:
