@@ -244,6 +244,11 @@ class RunDirectory:
         """Where it is, jobs of the run do not go back into the queue, until the run is submitted again."""
         return self.launch_dir / "cancelled"
 
+    def keep_from_queue(self) -> None:
+        """A person has ended the run: let its jobs not go back into the queue when they have checkpointed."""
+        if self.launch_dir.exists():
+            self.cancelled_file.touch()
+
     @property
     def wandb_url_file(self) -> Path:
         """Where W&B shows the run, once it has been online."""

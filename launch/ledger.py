@@ -43,7 +43,7 @@ def record(run: RunDirectory, submission: Submission) -> None:
 
 def request_cancellation(run: RunDirectory) -> None:
     """Keep the run's jobs from going back into the queue when they have checkpointed."""
-    run.cancelled_file.touch()
+    run.keep_from_queue()
 
 
 def withdraw_cancellation(run: RunDirectory) -> None:

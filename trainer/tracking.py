@@ -29,9 +29,8 @@ def stop(run: RunDirectory) -> None:
     from wandb.sdk.lib import interrupt
 
     logger.warning("stopped on W&B's page")
-    if run.launch_dir.exists():
-        with suppress(OSError):
-            run.cancelled_file.touch()
+    with suppress(OSError):
+        run.keep_from_queue()
     interrupt.interrupt_main()  # type: ignore[no-untyped-call]
 
 

@@ -3,13 +3,14 @@
 Rank 0 alone looks; trainer/agreement.py tells the others.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
 import psutil
 
-from configs.run import STARTED
+from configs.run import STARTED, RunDirectory
 from trainer.logs import logger
 
 STOP, SAVE = "STOP", "SAVE"
@@ -60,9 +61,11 @@ class Triggers:
         return True
 
     def stopped(self) -> None:
-        """Remove the file that asked to stop, or the next attempt would do so at once."""
+        """Remove the file that asked to stop, or the next attempt would do so at once; and let none come by itself."""
         if self.stop:
             self.stop = False
+            with contextlib.suppress(OSError):
+                RunDirectory(self._run_dir).keep_from_queue()
             self._remove(STOP)
 
     def _look(self) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.run import STARTED
+from configs.run import STARTED, RunDirectory
 from trainer import triggers
 from trainer.triggers import SAVE, STOP, Triggers
 
@@ -76,6 +76,20 @@ def test_a_file_asks_to_stop_and_is_removed_when_that_is_done(tmp_path: Path) ->
     asked.stopped()
     assert not (tmp_path / STOP).exists()
     assert not asked.stop
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_run_that_a_file_has_stopped_does_not_come_again_from_the_queue(launched: bool, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    if launched:
+        run.launch_dir.mkdir()
+    asked = Triggers(tmp_path, every_s=None)
+    asked.stopped()
+    assert not run.cancelled_file.exists()
+    (tmp_path / STOP).touch()
+    asked.save_is_due()
+    asked.stopped()
+    assert run.cancelled_file.exists() == launched
 
 
 def test_a_file_that_is_taken_back_asks_for_nothing(tmp_path: Path) -> None:
