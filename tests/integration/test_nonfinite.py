@@ -96,7 +96,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_nan_on_one_rank_skips_the_step_on_all_and_survives_a_kill(
     devices: int, overrides: Overrides, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ class SignalledAt(StopFlag):
 
     def __init__(self, run: RunDirectory, step: int) -> None:
         self._run, self._step = run, step
+        self.received_at = None
 
     @property
     def received(self) -> signal.Signals | None:  # type: ignore[override]
