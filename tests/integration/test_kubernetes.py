@@ -81,6 +81,16 @@ class Job:
             assert time.monotonic() < deadline, self.told()
             time.sleep(0.01)
 
+    def terminate(self, node_rank: int) -> None:
+        """Send SIGTERM, once the pod handles it: it may be importing still."""
+        pod = self.pods[node_rank]
+        deadline = time.monotonic() + TIMEOUT_S
+        while not handles(pod.pid, signal.SIGTERM):
+            assert pod.poll() is None, self.told()
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.01)
+        pod.send_signal(signal.SIGTERM)
+
     def end(self) -> list[int]:
         """Exit codes of the pods, the first host's first."""
         codes = [pod.wait(timeout=TIMEOUT_S) for pod in self.pods]
@@ -93,6 +103,13 @@ class Job:
 
     def told(self) -> str:
         return self.output(0) + self.output(1) + logs(self.run)
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, by the mask that Linux shows."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 @pytest.fixture
@@ -168,7 +185,7 @@ def test_a_signal_checkpoints_a_death_starts_again_and_the_weights_are_those_of_
     pods = job(trainer__max_epochs=6)
     pods.start()
     pods.wait_for_step(3)
-    pods.pods[1].send_signal(signal.SIGTERM)  # one pod alone: its node is drained
+    pods.terminate(1)  # one pod alone: its node is drained
     assert pods.end() == [85, 85], pods.told()
 
     pods.start()
@@ -194,6 +211,6 @@ def test_a_mistake_ends_the_first_pod_with_93_and_too_many_failures_do(job: Call
     assert 93 in codes, pods.told()
     pods.start()
     assert pods.pods[0].wait(timeout=TIMEOUT_S) == 93, pods.told()
-    pods.pods[1].send_signal(signal.SIGTERM)
+    pods.terminate(1)
     assert pods.end() == [93, 85], pods.told()
     assert pods.run.attempts == 1
