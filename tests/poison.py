@@ -35,7 +35,7 @@ class Poisoned(EfficientNetModule):
         if step == self.kill_at and self.trainer.global_rank == self.kill_rank:
             os.kill(os.getpid(), signal.SIGKILL)
         self.seen.append((step, batch.samples.tolist()))
-        self._poison = torch.isin(batch.samples, torch.tensor(self.samples, dtype=torch.int64))
+        self._poison = torch.isin(batch.samples, torch.tensor(self.samples, dtype=torch.int64).to(batch.samples))
         loss = super().training_step(batch, batch_idx)
         self._poison = None
         return loss

@@ -117,10 +117,29 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics_nor_optimizer_nor
     poison(batch(settings, BAD)[11])
     run = train(new_run(settings, tmp_path))
 
+    assert_nothing_changed_in_the_bad_step(run)
+    assert batches_seen() == [batch(settings, number) for number in range(12)]
+
+
+def assert_nothing_changed_in_the_bad_step(run: RunDirectory) -> None:
     changed = [step for step in range(2, 13) if not same(state(run, step - 1), state(run, step))]
     assert changed == [step for step in range(2, 13) if step != BAD + 1]
     assert all(tensor.isfinite().all() for tensor in weights(run, 12).values())
-    assert batches_seen() == [batch(settings, number) for number in range(12)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("opt", ["rmsproptf", "lamb", "lookahead_adamw"])
+def test_a_gpu_takes_a_bad_step_back_to_the_bit(
+    opt: str, precision: str, poison: Callable[..., None], overrides: Overrides, tmp_path: Path
+) -> None:
+    changes = {"trainer__accelerator": "cuda", "trainer__precision": precision, "optimizer__opt": opt}
+    settings = overrides(**changes, optimizer__lr=0.001, ema__use_warmup="true", checkpoint__every_n_steps=1)
+    poison(batch(settings, BAD)[11])
+    run = train(new_run(settings, tmp_path))
+
+    assert_nothing_changed_in_the_bad_step(run)
+    assert [note["step"] for note in noted(run)] == [BAD + 1]
 
 
 def relabelled(clean: RunDirectory, runs_dir: Path, *, step: int) -> RunDirectory:
