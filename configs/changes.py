@@ -17,7 +17,7 @@ NOT_IDENTITY: Final = re.compile(
     r"name|run_id|runs_dir|resume\..*|data\.(num_workers|prefetch_batches|index_dir|eval_batch_size|prepare)"
     r"|data\.(cache_dir|cache_bytes|prefetch_shards|download_attempts|download_timeout_s)"
     r"|trainer\.(accelerator|devices|num_nodes|log_every_n_steps|num_threads|channels_last)"
-    r"|trainer\.(gradient_checkpointing|deterministic|profile_steps)"
+    r"|trainer\.(gradient_checkpointing|deterministic|benchmark|profile_steps)"
     r"|(checkpoint|fault|doctor|tracking|launch)\..*"
 )
 # What makes another run at the start and yet may change on the way: where shards are kept (the position in a checkpoint

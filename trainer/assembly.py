@@ -130,6 +130,7 @@ def build_trainer(
         "precision": config.trainer.precision,
         "plugins": [environment, *([] if config.trainer.strategy == "deepspeed" else [CheckpointFile()])],
         "deterministic": config.trainer.deterministic,
+        "benchmark": config.trainer.benchmark and not config.trainer.deterministic,
         "max_epochs": config.trainer.max_epochs,
         "max_steps": config.trainer.max_steps or -1,
         "accumulate_grad_batches": layout.accumulate_grad_batches,

@@ -178,6 +178,9 @@ class Trainer(Section):
     deterministic: bool = False
     """Take algorithms alone that give the same bits each time, on CUDA too, and refuse operations that have none;
     slower."""
+    benchmark: bool = True
+    """Have cuDNN try its algorithms for each shape of a convolution and take the fastest, but under `deterministic`: an
+    attempt may take others than the one before, which round differently. A CPU has none to try."""
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
     """Mode of torch.compile for the network: reduce-overhead replays CUDA graphs, which is for small micro-batches. The
     first steps take minutes. Checkpoints are as without; dropout draws other masks. Averaged weights and a frozen

@@ -76,7 +76,9 @@ def test_compiling_changes_no_name_and_nothing_is_compiled_before_it_is_called()
 def _torchs_own() -> Iterator[None]:
     """torch as it was before, afterwards."""
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    benchmark = torch.backends.cudnn.benchmark
     yield
+    torch.backends.cudnn.benchmark = benchmark
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(False)
@@ -92,6 +94,17 @@ def test_the_precision_of_products_is_torchs_or_what_is_set(wanted: str | None, 
 
     assert torch.get_float32_matmul_precision() == matmul
     assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+@pytest.mark.usefixtures("_torchs_own")
+@pytest.mark.parametrize(
+    ("changes", "tries"),
+    [({}, True), ({"trainer__benchmark": "false"}, False), ({"trainer__deterministic": "true"}, False)],
+)
+def test_cudnn_tries_its_algorithms_where_they_may_differ(changes: dict[str, object], tries: bool) -> None:
+    build_trainer(settings(**changes), ALONE, "cpu", callbacks=[], loggers=[])
+
+    assert torch.backends.cudnn.benchmark == tries
 
 
 @pytest.mark.usefixtures("_torchs_own")
