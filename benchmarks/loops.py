@@ -28,7 +28,7 @@ from datamodules.streaming.loaders import Batch
 from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.position import Positions
 from datamodules.streaming.transforms import channel_statistics
-from trainer.assembly import build_module
+from trainer.assembly import build_module, resolve_accelerator
 from trainer.optimization import build_optimizer
 from trainer.processes import Processes
 from trainer.signals import StopFlag
@@ -102,7 +102,8 @@ def effnet(config: Config, batches: Batches) -> None:
 
 def bare(config: Config, batches: Batches) -> None:
     """What PyTorch's tutorials do: the same network, loss, optimizer and average, and nothing else."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(resolve_accelerator(config))
+    torch.backends.cudnn.benchmark = True
     network = build_module(config).network.to(device)
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) * 255 for v in channel_statistics(config.data, 3))
     optimizer, loss_of = (
@@ -136,7 +137,7 @@ def main() -> None:
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     loop = {"bare": bare, "effnet": effnet}[arguments.loop]
-    loop(config, Batches(shape, cuda=torch.cuda.is_available()))
+    loop(config, Batches(shape, cuda=resolve_accelerator(config) == "cuda"))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class _Pairs:
 
 def main() -> None:
     path, batch, size, *flags = sys.argv[1:]
-    batches = Batches(Shape(int(batch), int(size)), cuda=torch.cuda.is_available())
+    batches = Batches(Shape(int(batch), int(size)), cuda="--device=cpu" not in flags)
 
     def create_loader(*_: Any, mean: Any, std: Any, device: torch.device, img_dtype: torch.dtype, **__: Any) -> Any:
         return PrefetchLoader(_Pairs(batches), mean=mean, std=std, device=device, img_dtype=img_dtype)

@@ -12,10 +12,11 @@ smoothing and averaged weights; on the CPU in fp32, on a GPU in bf16 (autocast),
   The table has beside it what two runs reach that are not connected.
 - `data_wait_share`: of a real run from shards of photographs with loader processes, the share of time spent waiting.
 - With a GPU the same with `gpu_` (but for two processes), and for B0 at 224, B4 at 380 and V2-S at 300 pixels, each
-  eager and, where effnet compiles, compiled: `gpu_images_per_second_<configuration>` at the best batch size, and in the
-  table shares of the device's matrix and memory limits, measured by a large product and a large copy.
+  eager and compiled: `gpu_images_per_second_<configuration>` at the batch size that is best for eager, and in the table
+  shares of the device's matrix and memory limits, measured by a large product and a large copy. Without `--quick` each
+  of these also beside the other loops.
 
-    python -m benchmarks.train [--quick] [--timm-train PATH]
+    python -m benchmarks.train [--quick] [--only cpu|gpu] [--timm-train PATH]
 """
 
 import argparse
@@ -25,7 +26,10 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -36,7 +40,6 @@ from benchmarks.photographs import write_shards
 from benchmarks.runs import finished, settings
 from benchmarks.turns import Loop, Shape, Unconnected, take_steps
 from configs.run import RunDirectory
-from configs.schema import Trainer
 
 TARGETS = {
     "overhead_vs_bare": "at most 1.03",
@@ -62,6 +65,25 @@ TIMM = (
 )
 """effnet's defaults, as timm's train.py spells them."""
 Medians = dict[str, float]
+Row = tuple[str, str, str]
+
+
+class Configuration(NamedTuple):
+    """What is trained on a GPU, and how."""
+
+    model: str
+    shape: Shape
+    compiled: bool = False
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of effnet's settings, without the network's name."""
+        return (*GPU, "trainer.compile=default") if self.compiled else GPU
+
+    def loop(self) -> Loop:
+        """`effnet fit` with it."""
+        batch, size = self.shape
+        return Loop("benchmarks.loops", ["effnet", str(batch), str(size), f"model.name={self.model}", *self.overrides])
 
 
 def compare(
@@ -133,74 +155,103 @@ def data_wait_share(folder: Path, overrides: tuple[str, ...], *, steps: int, **c
     return statistics.median([float(share) for share in rows if share][1:])
 
 
-def images_per_second(model: str, size: int, batch: int, overrides: tuple[str, ...], *, steps: int) -> float:
-    """Of `effnet fit` alone; 0 where the batch does not fit the device."""
-    loops = {model: Loop("benchmarks.loops", ["effnet", str(batch), str(size), f"model.name={model}", *overrides])}
-    try:
-        return batch / statistics.median(measured(loops, rounds=3, steps=steps)[model])
-    except RuntimeError:
-        return 0.0
+def images_per_second(asked: Mapping[str, Configuration], *, steps: int) -> Medians:
+    """Of `effnet fit`; 0 where the batch does not fit the device. They start together and then train in turn.
+
+    So a device holds one of them at a time, but for those that compile, which is long and does not keep it busy.
+    """
+    found = dict.fromkeys(asked, 0.0)
+    with ExitStack() as ends, ThreadPoolExecutor() as threads:
+        loops = {name: each.loop() for name, each in asked.items()}
+        for loop in loops.values():
+            ends.callback(loop.close)
+        wait([threads.submit(loops[name].seconds, steps) for name, each in asked.items() if each.compiled])
+        for name, loop in loops.items():
+            with suppress(RuntimeError):  # it has ended, for want of memory
+                seconds = take_steps({name: loop}, rounds=3, steps=steps)[name]
+                found[name] = asked[name].shape.batch / statistics.median(seconds)
+            loop.close()
+    return found
 
 
-def on_gpu(timm_train: Path | None, *, rounds: int, steps: int) -> tuple[Medians, list[tuple[str, str, str]]]:
-    """All figures of the GPU, and rows for the table."""
-    device, values, rows = torch.device("cuda"), {}, []
+def on_gpu(timm_train: Path | None, *, rounds: int, steps: int, whole: bool) -> tuple[Medians, list[Row]]:
+    """All figures of the GPU, and rows for the table; if ``whole``, with each network beside the other loops."""
+    device = torch.device("cuda")
     limits = (matrix_limit(device, torch.bfloat16), bandwidth_limit(device))
-    modes: dict[str, tuple[str, ...]] = {"": ()}
-    if "compile" in Trainer.model_fields:
-        modes["_compiled"] = ("trainer.compile=default",)
+    torch.cuda.empty_cache()
+    rows: list[Row] = [
+        ("a large matrix product, bf16", f"{limits[0] / 1e12:,.0f} TFLOP/s", ""),
+        ("a large copy, read and written", f"{limits[1] / 1e12:.2f} TB/s", ""),
+    ]
+    ratios, medians = compare(Shape(256, 224), GPU, timm_train, rounds=rounds, steps=steps)
+    values = {f"gpu_{name}": value for name, value in ratios.items()}
+    rows += [(f"{name}, ms a step of 256 on the GPU", f"{1000 * s:.1f}", "") for name, s in medians.items()]
+    best: dict[str, Configuration] = {}
     for name, (model, size, batches) in NETWORKS.items():
-        for suffix, mode in modes.items():
-            speeds = {batch: images_per_second(model, size, batch, (*GPU, *mode), steps=steps) for batch in batches}
-            batch = max(speeds, key=lambda each: speeds[each])
-            values[f"gpu_images_per_second_{name}{suffix}"] = speeds[batch]
-            asked = work(timm.create_model(model), batch=batch, size=size, dtype=torch.bfloat16)
-            shares = [speeds[batch] / batch * part / limit for part, limit in zip(asked, limits, strict=True)]
-            text = f"{shares[0]:.0%} of matrix limit, {shares[1]:.0%} of bandwidth (unfused)"
-            rows.append((f"{name}{suffix}, batch {batch}: {text}", f"{speeds[batch]:,.0f} images/s", ""))
-            try:
-                ratios, _ = compare(
-                    Shape(batch, size), (*GPU, *mode), timm_train, rounds=rounds, steps=steps, model=model
-                )
-            except RuntimeError as error:  # three processes together may need more memory than there is
-                print(f"{name}{suffix}: {error}", file=sys.stderr)
-                continue
-            rows += [(f"{name}{suffix}, {ratio}", f"{value:.4g}", "") for ratio, value in ratios.items()]
-    b0, _ = compare(Shape(256, 224), GPU, timm_train, rounds=rounds, steps=steps)
-    return values | {f"gpu_{name}": value for name, value in b0.items()}, rows
+        eager = {str(batch): Configuration(model, Shape(batch, size)) for batch in batches}
+        speeds = images_per_second(eager, steps=steps)
+        rows += [(f"{name}, batch {batch}", f"{speed:,.0f} images/s", "") for batch, speed in speeds.items()]
+        batch = max(speeds, key=lambda each: speeds[each])
+        best[name] = eager[batch]
+        best[f"{name}_compiled"] = eager[batch]._replace(compiled=True)
+        values[f"gpu_images_per_second_{name}"] = speeds[batch]
+    compiled = {name: each for name, each in best.items() if each.compiled}
+    values |= {
+        f"gpu_images_per_second_{name}": speed for name, speed in images_per_second(compiled, steps=steps).items()
+    }
+    for name, (model, shape, _) in best.items():
+        asked = work(timm.create_model(model), batch=shape.batch, size=shape.size, dtype=torch.bfloat16)
+        speed = values[f"gpu_images_per_second_{name}"]
+        shares = [speed / shape.batch * part / limit for part, limit in zip(asked, limits, strict=True)]
+        text = f"{shares[0]:.0%} of the product's rate, {shares[1]:.0%} of the copy's (unfused)"
+        rows.append((f"{name}, batch {shape.batch}", text, ""))
+    for name, each in best.items() if whole else ():
+        try:
+            ratios, _ = compare(each.shape, each.overrides, timm_train, rounds=rounds, steps=steps, model=each.model)
+        except RuntimeError as error:  # three processes together may need more memory than there is
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        rows += [(f"{name}, {ratio}", f"{value:.4g}", "") for ratio, value in ratios.items()]
+    return values, rows
 
 
 def main() -> None:
     """Measure all, print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
+    parser.add_argument("--only", choices=["cpu", "gpu"], help="measure on this kind of device alone")
     parser.add_argument("--timm-train", type=Path, metavar="PATH", help="train.py of a checkout of timm")
     arguments = parser.parse_args()
     timm_train: Path | None = arguments.timm_train
+    if arguments.only == "gpu" and not torch.cuda.is_available():
+        parser.error("--only gpu: no CUDA device is here")
     if timm_train is not None and not timm_train.is_file():
         parser.error(f"--timm-train: {timm_train} is no file; accepted: train.py of a checkout of timm")
     rounds, steps = (9, 3) if arguments.quick else (25, 5)
     shape = Shape(8, 128) if arguments.quick else Shape(16, 224)
-    values, medians = compare(shape, CPU, timm_train, rounds=rounds, steps=steps)
-    rows: list[tuple[str, str, str]] = []
-    if len(os.sched_getaffinity(0)) > 1:
-        values["speed_2_processes_vs_1"], apart = two_processes(shape, rounds=rounds, steps=steps)
-        rows.append(("two runs that share nothing but the machine, over one", f"{apart:.4g}", ""))
+    values: Medians = {}
+    rows: list[Row] = []
+    if arguments.only != "gpu":
+        values, medians = compare(shape, CPU, timm_train, rounds=rounds, steps=steps)
+        rows += [(f"{name}, ms a step of {shape.batch}", f"{1000 * s:.1f}", "") for name, s in medians.items()]
+        if len(os.sched_getaffinity(0)) > 1:
+            values["speed_2_processes_vs_1"], apart = two_processes(shape, rounds=rounds, steps=steps)
+            rows.append(("two runs that share nothing but the machine, over one", f"{apart:.4g}", ""))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, shards=2, samples=64, different=8)
-        batch = {"data__global_batch_size": 8, "data__micro_batch_size": 8, "data__image_size": 128}
-        share = data_wait_share(folder, CPU, steps=12 if arguments.quick else 40, **batch)
-        values["data_wait_share"] = share
-        if torch.cuda.is_available():
-            found, gpu_rows = on_gpu(timm_train, rounds=rounds, steps=4 * steps)
+        if arguments.only != "gpu":
+            batch = {"data__global_batch_size": 8, "data__micro_batch_size": 8, "data__image_size": 128}
+            share = data_wait_share(folder, CPU, steps=12 if arguments.quick else 40, **batch)
+            values["data_wait_share"] = share
+        if torch.cuda.is_available() and arguments.only != "cpu":
+            found, gpu_rows = on_gpu(timm_train, rounds=rounds, steps=4 * steps, whole=not arguments.quick)
             rows += gpu_rows
             batch = {"data__global_batch_size": 64, "data__micro_batch_size": 64, "data__image_size": 224}
             batch |= {"data__num_workers": max((os.cpu_count() or 1) - 1, 1)}
             found["gpu_data_wait_share"] = data_wait_share(folder, GPU, steps=60, **batch)
             values |= found
-    table = [(name, f"{value:.4g}", TARGETS.get(name, "")) for name, value in values.items()]
-    table += [(f"{name}, ms a step of {shape.batch}", f"{1000 * s:.1f}", "") for name, s in medians.items()] + rows
+    table = [(name, f"{value:.4g}", TARGETS.get(name, "")) for name, value in values.items()] + rows
     devices = [f"{os.cpu_count()} cores", *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])]
     title = f"Medians of {rounds} rounds on {', '.join(devices)}; torch {torch.__version__}, timm {timm.__version__}"
     report(title, ("figure", "value", "target"), table)
