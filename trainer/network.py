@@ -63,6 +63,7 @@ def build_network(config: Config, *, restored: bool = False) -> nn.Module:
         )
     assert isinstance(network, nn.Module)
     _set_batchnorm(network, model)
+    _keep_inputs(network)
     if model.head_hidden_features is not None:
         network.classifier = nn.Sequential(
             nn.Linear(int(network.num_features), model.head_hidden_features),  # type: ignore[arg-type]
@@ -147,6 +148,16 @@ def _set_batchnorm(network: nn.Module, model: schema.Model) -> None:
     for layer in layers:
         layer.momentum = given.get("bn_momentum", layer.momentum)
         layer.eps = given.get("bn_eps", layer.eps)
+
+
+def _keep_inputs(network: nn.Module) -> None:
+    """Have activations leave alone what their gradient is computed from.
+
+    timm has them overwrite it, so that autograd makes a copy before each: the same memory, and one pass more over it.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.SiLU, nn.Hardswish, nn.Hardtanh, nn.Mish)):
+            module.inplace = False
 
 
 def image_size(config: Config) -> int:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from timm.models.efficientnet import EfficientNet, _gen_efficientnet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.problems import ConfigError, DataError
 from tests.unit.trainer.settings import settings
@@ -402,3 +403,39 @@ def test_weights_to_start_from_are_not_needed_where_a_checkpoint_is_restored(tmp
     config = settings(**TINY, model__checkpoint_path=tmp_path / "gone.pth")
 
     assert isinstance(build_network(config, restored=True), EfficientNet)
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+        return func(*args, **(kwargs or {}))
+
+
+def gradients(network: nn.Module) -> tuple[list[torch.Tensor], int]:
+    """Of a step on fixed images, and copies that its forward pass made."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 64, 64)
+    with _Copies() as copies:
+        logits = network.train()(images)
+    logits.square().sum().backward()
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None], copies.count
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnetv2_b0", "tf_efficientnet_lite0"])
+def test_activations_copy_nothing_and_gradients_are_timms_to_the_bit(name: str) -> None:
+    ours = build_network(settings(model__name=name, model__drop_rate=0, model__drop_path_rate=0))
+    timms = timm.create_model(name)
+    timms.load_state_dict(ours.state_dict())
+
+    (found, copies), (expected, timms_copies) = gradients(ours), gradients(timms)
+
+    assert copies == 0
+    assert timms_copies > 0
+    assert len(found) == len(expected)
+    assert all(map(torch.equal, found, expected))
