@@ -144,11 +144,14 @@ def sweep(
     max_restarts: Annotated[int, typer.Option(min=0, help="Restarts of each trial, as of effnet fit.")] = 0,
     runs_dir: Annotated[str | None, typer.Option(help="With --id: folder of run directories.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; register nothing.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search over settings: register a W&B sweep, and train its trials here or on Slurm."""
     from launch.sweeps import sweep as sweeps
 
-    options = sweeps.Options(count=count, agents=agents, max_failures=max_failures, max_restarts=max_restarts)
+    options = sweeps.Options(
+        count=count, agents=agents, max_failures=max_failures, max_restarts=max_restarts, quiet=quiet
+    )
     sweeps.check_options(sweep, sweep_id, options, slurm=slurm, runs_dir=runs_dir)
     if sweep is not None:
         code = sweeps.new(sweep, config or [], overrides or [], options, slurm=slurm, dry_run=dry_run)

@@ -33,6 +33,7 @@ class Agent:
         max_trials: Trials after which it ends; None is no limit.
         max_failures: Trials that may fail in a row; one of them more, and it ends.
         max_restarts: Of each trial, as for ``effnet fit``.
+        quiet: Whether trials show no progress.
         console: For a person.
     """
 
@@ -40,6 +41,7 @@ class Agent:
     max_trials: int | None
     max_failures: int
     max_restarts: int
+    quiet: bool = False
     console: Console
 
     def work(self, source: TrialSource) -> int:
@@ -116,6 +118,7 @@ class Agent:
             own |= {"tracking.project": where.project, "tracking.entity": where.entity, "tracking.mode": "online"}
         overrides = [*overrides_of(trial.parameters), *(f"{key}={json.dumps(value)}" for key, value in own.items())]
         options = [f"--config={self.folder.base_file}", f"--max-restarts={self.max_restarts}"]
+        options += ["--quiet"] if self.quiet else []
         return [sys.executable, "-m", "launch.cli", "fit", *options, "--", *overrides]
 
     def _say(self, text: str, *, style: str | None = None) -> None:

@@ -43,12 +43,14 @@ class Options:
         agents: Tasks of the Slurm array.
         max_failures: Trials that may fail in a row.
         max_restarts: Restarts of a trial, as for ``effnet fit``.
+        quiet: Whether trials show no progress.
     """
 
     count: int | None
     agents: int
     max_failures: int
     max_restarts: int
+    quiet: bool = False
 
 
 def check_options(
@@ -154,6 +156,7 @@ def _work(folder: SweepFolder, options: Options) -> int:
         max_trials=options.count,
         max_failures=options.max_failures,
         max_restarts=options.max_restarts,
+        quiet=options.quiet,
         console=console,
     )
     if folder.id.project is None:
@@ -170,7 +173,7 @@ def _submit(folder: SweepFolder, config: Config, options: Options) -> int:
     """Hand agents to Slurm."""
     script = _script(folder, config, options)
     if config.data.prepare is not None:
-        prepare(config)
+        prepare(config, quiet=options.quiet)
     run = RunDirectory(Path.cwd() / folder.path)  # the ledger and the code of a job, as a run has them
     snapshot(run)
     artefact = run.launch_dir / "slurm.sh"
@@ -204,6 +207,7 @@ def _agent(folder: SweepFolder, options: Options, runs_dir: Path | None = None) 
         f"--runs-dir={runs_dir or folder.runs_dir}",
     ]
     words += [f"--count={options.count}"] if options.count is not None else []
+    words += ["--quiet"] if options.quiet else []
     return [*words, f"--max-failures={options.max_failures}", f"--max-restarts={options.max_restarts}"]
 
 

@@ -119,9 +119,11 @@ def test_a_grid_without_a_server_survives_a_signal_and_failing_trials(toy_overri
     (first,) = runs(tmp_path)
     assert f"effnet sweep --id {first.run_id.rpartition('-')[0]}" in output
 
-    output = ended(start("--sweep", file, *overrides))
+    output = ended(start("--sweep", file, *overrides, "--quiet"))
 
     assert "goes on" in output
+    assert "validation" in output
+    assert "epoch" not in output
     assert [run.load_config().optimizer.lr for run in runs(tmp_path)] == [0.02, 1e30, 0.01]
     assert [[past["exit_code"] for past in run.outcomes()] for run in runs(tmp_path)] == [[85, 0], [93], [0]]
 

@@ -61,6 +61,17 @@ def test_a_dry_run_writes_and_asks_nothing(tmp_path: Path, capsys: pytest.Captur
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("slurm", [False, True])
+def test_agents_are_told_to_be_quiet(
+    slurm: bool, quiet: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, quiet=quiet, agents=1)
+    overrides = [f"runs_dir={tmp_path}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    sweep.new("configs/sweep/digits_lr.yaml", DIGITS, overrides, options, slurm=slurm, dry_run=True)
+    assert ("--quiet" in capsys.readouterr().out) == quiet
+
+
 @pytest.mark.parametrize("name", ["a", "a/b", "a/b/", "a/b/c/d"])
 def test_an_id_is_entity_project_and_id(name: str) -> None:
     with pytest.raises(ConfigError, match="ENTITY/PROJECT/ID"):
