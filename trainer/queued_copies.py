@@ -18,7 +18,8 @@ class QueuedCopies(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.tensor and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
-            kwargs["pin_memory"] = device.type == "cuda"
             values = func(*args, **kwargs)
-            return values.to(device, non_blocking=True)
+            # Not by `pin_memory=True`, which torch refuses for NumPy's arrays.
+            pinned = values.pin_memory() if device.type == "cuda" else values
+            return pinned.to(device, non_blocking=True)
         return func(*args, **kwargs)

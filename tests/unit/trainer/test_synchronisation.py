@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -13,6 +14,7 @@ import trainer.undoing
 from tests.unit.trainer.processes import run_ranks
 from tests.unit.trainer.runs import new_run, train
 from tests.unit.trainer.synchronisation import CountsReads
+from trainer.queued_copies import QueuedCopies
 
 Overrides = Callable[..., list[str]]
 EVERYTHING = {
@@ -144,6 +146,17 @@ def test_two_ranks_read_nothing_either(toy_overrides: Overrides, tmp_path: Path)
     changes = {"trainer__devices": 2, "data__micro_batch_size": 4, "trainer__max_steps": 4, "trainer__strategy": "ddp"}
     run = new_run(toy_overrides(**EVERYTHING | changes), tmp_path)
     assert run_ranks(TWO_RANKS.format(path=str(run.path)), world_size=2) == [[{}, {}]] * 2
+
+
+def test_numpys_numbers_are_queued_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What timm draws for each sample; torch itself pins no array."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: pinned.append(values) or values)
+    monkeypatch.setattr(torch.Tensor, "to", lambda values, *_, **__: values)
+    with QueuedCopies():
+        made = torch.tensor(np.ones(3), device="cuda", dtype=torch.float32)
+    assert made.tolist() == [1, 1, 1]
+    assert pinned == [made]
 
 
 class Forbids(Callback):
