@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
 from configs.batches import BatchLayout
+from configs.checks.training import graph_problems
 from configs.problems import ConfigError, Problem
 from configs.progressive import stage_configs
 from configs.schema import Config
@@ -51,6 +52,14 @@ def resolve_accelerator(config: Config) -> Literal["cpu", "cuda"]:
     if accelerator == "cpu" and config.data.decoder == "nvjpeg":
         raise ConfigError([Problem(key="data.decoder", received="nvjpeg", accepted="cpu: no CUDA device is here")])
     return accelerator
+
+
+def rank_device(processes: Processes, accelerator: str) -> torch.device:
+    """The device of this rank, which is then CUDA's own choice too."""
+    if accelerator != "cuda":
+        return torch.device("cpu")
+    torch.cuda.set_device(processes.local_rank)
+    return torch.device("cuda", processes.local_rank)
 
 
 def build_datamodule(config: Config, accelerator: str) -> ImageNetDataModule:
@@ -117,6 +126,9 @@ def build_trainer(
     except ValueError as error:
         size = str(data.global_batch_size)
         raise ConfigError([Problem(key="data.global_batch_size", received=size, accepted=str(error))]) from None
+    problems = list(graph_problems(config, processes.world_size))  # of `trainer.devices=auto` it is known now
+    if problems:
+        raise ConfigError(problems)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     # Named, because by itself Lightning takes what it detects: inside a Slurm allocation, Slurm's tasks.
     environment = TorchElasticEnvironment() if processes.is_distributed else LightningEnvironment()

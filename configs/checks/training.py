@@ -26,6 +26,8 @@ SCHEDULE_ARGUMENTS = {
 """The schedules that take an argument."""
 DECAY_FUNCTIONS = ("linear", "1-sqrt", "cosine", "power", "exp")
 """timm's, of wsd and rsqrt."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that replay them."""
 LAYERWISE = re.compile(r"^c|lamb|lar[cs]|muon|kron|adafactor|novograd|adamp|sgdp|mars")
 """Part of the names of timm's optimizers that look at a layer as a whole (trust ratios, matrices, cautious masks)."""
 OWN_SETTINGS = ("lr", "weight_decay", "momentum")
@@ -128,6 +130,15 @@ def _schedule_argument(kind: str, name: str, value: object) -> str | None:
     return None if type(value) in (int, float) and value > 0 else f"{name}: a number above 0"  # type: ignore[operator]
 
 
+def graph_problems(config: Config, world_size: int) -> Iterator[Problem]:
+    """What CUDA graphs cannot do: a replay takes back the memory of the gradients that the one before has left."""
+    data, trainer = config.data, config.trainer
+    if trainer.compile in CUDA_GRAPHS and data.global_batch_size > data.micro_batch_size * world_size:
+        accepted = "null, default or max-autotune-no-cudagraphs where a device takes several micro-batches a step"
+        others = ("data.global_batch_size", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes")
+        yield problem_with(config, "trainer.compile", accepted, *others)
+
+
 def strategy_problems(config: Config) -> Iterator[Problem]:
     """What a strategy, a precision or a device cannot do."""
     trainer, stage, offloads = config.trainer, config.deepspeed.zero_stage, config.deepspeed.offload_optimizer
@@ -145,6 +156,8 @@ def strategy_problems(config: Config) -> Iterator[Problem]:
     if trainer.compile not in (None, "default") and trainer.accelerator == "cpu":
         accepted = "null or default beside trainer.accelerator = cpu: the other modes tune CUDA's kernels and launches"
         yield problem_with(config, "trainer.compile", accepted, "trainer.accelerator")
+    elif isinstance(trainer.devices, int):
+        yield from graph_problems(config, trainer.devices * trainer.num_nodes)
     if trainer.matmul_precision is not None and trainer.accelerator == "cpu":
         accepted = "null beside trainer.accelerator = cpu"
         yield problem_with(config, "trainer.matmul_precision", accepted, "trainer.accelerator")

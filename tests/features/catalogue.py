@@ -9,6 +9,7 @@ TEACHER = "teacher.safetensors"
 TAUGHT = {"distillation.teacher": "test_efficientnet", "distillation.checkpoint_path": TEACHER}
 SAMPLES, VAL_SAMPLES, STEPS = 16, 9, 4
 """Of the shards that features are trained on, and the optimizer steps of two epochs of them."""
+GLOBAL_BATCH_SIZE = 8
 STRATEGIES: dict[str, dict[str, object]] = {
     "single": {"trainer.strategy": "single", "trainer.devices": 1},
     "ddp": {"trainer.strategy": "ddp"},
@@ -32,12 +33,14 @@ class Feature:
         leaves_weights: What training ends with beside a run without the feature: the ``same`` weights bit for bit,
             ``others``, or those but for ``rounding``.
         takes_long: Whether it is left to the slow tests.
+        accumulates: Whether a device may take several micro-batches a step.
     """
 
     name: str
     settings: Mapping[str, object]
     leaves_weights: Literal["others", "same", "rounding"] = "others"
     takes_long: bool = False
+    accumulates: bool = True
 
 
 FEATURES = [
@@ -92,7 +95,12 @@ FEATURES = [
         leaves_weights="same",
     ),
     Feature(name="torch.compile", settings={"trainer.compile": "default"}, leaves_weights="rounding", takes_long=True),
-    Feature(name="CUDA graphs", settings={"trainer.compile": "reduce-overhead"}, leaves_weights="rounding"),
+    Feature(
+        name="CUDA graphs",
+        settings={"trainer.compile": "reduce-overhead"},
+        leaves_weights="rounding",
+        accumulates=False,
+    ),
     Feature(name="TF32", settings={"trainer.matmul_precision": "high"}, leaves_weights="rounding"),
     Feature(name="deterministic algorithms", settings={"trainer.deterministic": "true"}, leaves_weights="same"),
     Feature(
@@ -138,4 +146,5 @@ PLAIN = Feature(name="none of these", settings={}, leaves_weights="same")
 
 def settings_of(feature: Feature, strategy: str) -> dict[str, object]:
     """What a run of a feature under a strategy has beside the settings that all of them share."""
-    return {**STRATEGIES[strategy], **feature.settings}
+    at_once = {} if feature.accumulates or strategy != "single" else {"data.micro_batch_size": GLOBAL_BATCH_SIZE}
+    return {**STRATEGIES[strategy], **at_once, **feature.settings}

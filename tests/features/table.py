@@ -11,7 +11,7 @@ import yaml
 from configs.checks import cross_problems
 from configs.problems import ConfigError
 from configs.schema import Config
-from tests.features.catalogue import FEATURES, STRATEGIES, Feature, settings_of
+from tests.features.catalogue import FEATURES, GLOBAL_BATCH_SIZE, STRATEGIES, Feature, settings_of
 from trainer.assembly import resolve_accelerator
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "features.md"
@@ -20,7 +20,7 @@ END = "<!-- end of the table of strategies -->"
 TRAINED, ON_CUDA = "✓", "CUDA"
 SHARED: dict[str, object] = {
     "data.num_classes": 4,
-    "data.global_batch_size": 8,
+    "data.global_batch_size": GLOBAL_BATCH_SIZE,
     "data.micro_batch_size": 4,
     "data.eval_batch_size": 8,
     "data.num_workers": 0,

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from configs.run import RunDirectory
-from tests.features.catalogue import FEATURES, PLAIN, STEPS, STRATEGIES, Feature
+from tests.features.catalogue import FEATURES, GLOBAL_BATCH_SIZE, PLAIN, STEPS, STRATEGIES, Feature
 from tests.features.runs import prepare, write_shards
 from tests.features.table import ON_CUDA, TRAINED, cell
 from tests.features.training import RESUMED, train_and_go_on
@@ -139,15 +139,23 @@ def check(feature: Feature, runs: Runs, out_dir: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_only_cuda_does_trains_there(strategy: str, tmp_path: Path) -> None:
     """TF32, CUDA graphs, fp16, and 16 bits under DeepSpeed: a CPU refuses them."""
     shards = write_shards(tmp_path)
     changes = {"trainer__accelerator": "cuda", "trainer__devices": 1, "trainer__deterministic": "true"}
+    at_once = {"data__micro_batch_size": GLOBAL_BATCH_SIZE}
     runs = {
-        each.name: prepare(each, strategy, shards=shards, runs_dir=tmp_path, **changes)
+        each.name: prepare(
+            each, strategy, shards=shards, runs_dir=tmp_path, **changes, **({} if each.accumulates else at_once)
+        )
         for each in in_turn(strategy, mark=ON_CUDA)
     }
-    run_ranks(runs, tmp_path, world_size=1)
+    if strategy == "single":  # not a rank among one
+        for run in runs.values():
+            train_and_go_on(run, ALONE)
+    else:
+        run_ranks(runs, tmp_path, world_size=1)
     for feature in in_turn(strategy, mark=ON_CUDA):
         check(feature, runs, tmp_path)

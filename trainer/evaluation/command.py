@@ -17,7 +17,7 @@ from datamodules.indexing.urls import find_shards
 from datamodules.inspecting.shards import class_names
 from datamodules.streaming.shard_reader import ShardReader
 from datamodules.streaming.transforms import shown_share
-from trainer.assembly import build_datamodule, build_trainer, resolve_accelerator
+from trainer.assembly import build_datamodule, build_trainer, rank_device, resolve_accelerator
 from trainer.evaluation.extremes import Examples
 from trainer.evaluation.figures import figures
 from trainer.evaluation.labels import RealLabels, labels_of, read_real_labels
@@ -81,7 +81,8 @@ def validate(request: Request, *, processes: Processes, console: Console, progre
         raise ConfigError(problems)
     accelerator = resolve_accelerator(config)
     if subject.module.average is not None:
-        average = subject.module.average.to("cuda" if accelerator == "cuda" else "cpu")
+        # Lightning, which moves the raw weights, does not see these.
+        average = subject.module.average.to(rank_device(processes, accelerator))
         average.eval().requires_grad_(requires_grad=False)
     table = SampleTable(examples=config.tracking.examples or 0)
     callbacks = [table, EvaluationProgress(progress or console)]

@@ -1,5 +1,6 @@
 """What is evaluated: a run's checkpoint, a model of timm's with its published weights, or a file of weights."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from trainer.assembly import build_module
 from trainer.checkpoint_files import load_weights, read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.module import EfficientNetModule
-from trainer.network import build_network, close_names, image_size, read_weights
+from trainer.network import close_names, image_size, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def of_run(run: RunDirectory, checkpoint: Path | None, overrides: Sequence[str])
     module = build_module(config, restored=True)
     module.network.load_state_dict(weights["raw"])
     if "ema" in weights:
-        average = build_network(config, restored=True)
+        average = copy.deepcopy(module.network)
         average.load_state_dict(weights["ema"])
         module.set_average(average)
     return Subject(

@@ -18,7 +18,7 @@ from datamodules.inspecting.contact_sheet import IMAGES
 from datamodules.inspecting.shards import names_of_classes
 from datamodules.predicting.images import InputImages, Prepared, input_loader
 from datamodules.predicting.inputs import find_inputs
-from trainer.assembly import build_module, resolve_accelerator
+from trainer.assembly import build_module, rank_device, resolve_accelerator
 from trainer.checkpoint_files import load_weights, read_manifest
 from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
@@ -81,7 +81,7 @@ def predict(
     path = CheckpointDirectory(run.checkpoints).chosen(checkpoint)
     weights, step = load_weights(path), read_manifest(path)["step"]
     kind = "raw" if raw or "ema" not in weights else "ema"
-    device = torch.device("cuda", processes.local_rank) if accelerator == "cuda" else torch.device("cpu")
+    device = rank_device(processes, accelerator)
     module = _network(config, weights[kind], device, processes)
 
     size = config.data.eval_image_size or image_size(config)

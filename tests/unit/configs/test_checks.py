@@ -203,6 +203,16 @@ CASES = [
         "false beside trainer.compile, which decides by itself what is computed again",
     ),
     (
+        (
+            "trainer.compile=reduce-overhead",
+            "trainer.devices=2",
+            "data.global_batch_size=64",
+            "data.micro_batch_size=16",
+        ),
+        "trainer.compile",
+        "null, default or max-autotune-no-cudagraphs where a device takes several micro-batches a step",
+    ),
+    (
         ("trainer.compile=reduce-overhead", "trainer.accelerator=cpu"),
         "trainer.compile",
         "null or default beside trainer.accelerator = cpu: the other modes tune CUDA's kernels and launches",
