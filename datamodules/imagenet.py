@@ -22,6 +22,7 @@ from datamodules.streaming.pipelines import Pipelines
 from datamodules.streaming.plans import EvaluationPlan, TrainingPlan
 from datamodules.streaming.position import Positions
 from datamodules.streaming.shard_reader import ShardReader
+from datamodules.streaming.side_stream import SideStream
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -79,6 +80,7 @@ class ImageNetDataModule(LightningDataModule):
         self._stream: TrainingStream | None = None
         self._waited_s = 0.0
         self._val_loader: EvaluationLoader | None = None
+        self._beside = SideStream()
 
     @property
     def layout(self) -> BatchLayout:
@@ -146,7 +148,7 @@ class ImageNetDataModule(LightningDataModule):
         return self._val_loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning's hook: here images that the workers left encoded are decoded.
+        """Lightning's hook: a GPU copies while it computes, and decodes the images that the workers left encoded.
 
         Raises:
             ConfigError: If the device decodes nothing.
@@ -154,7 +156,8 @@ class ImageNetDataModule(LightningDataModule):
         """
         if isinstance(batch, EncodedBatch):
             return self._pipelines.decoded(batch, device)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        whole = super().transfer_batch_to_device
+        return self._beside(lambda: whole(batch, device, dataloader_idx), device)
 
     @property
     def waited_s(self) -> float:

@@ -22,6 +22,7 @@ from datamodules.streaming.decode import Decoded
 from datamodules.streaming.encoded import EncodedBatch
 from datamodules.streaming.loaders import Batch
 from datamodules.streaming.shard_reader import RawSample, ShardReader
+from datamodules.streaming.side_stream import SideStream
 from datamodules.streaming.source import ShardSource
 from datamodules.streaming.substitution import say
 
@@ -42,7 +43,7 @@ class DeviceDecoder:
         self._decode = decode
         self._source = source
         self._image_sizes = image_sizes
-        self._stream: torch.cuda.Stream | None = None
+        self._beside = SideStream()
         self._checked: torch.device | None = None
 
     def __call__(self, batch: EncodedBatch, device: torch.device) -> Batch:
@@ -55,17 +56,7 @@ class DeviceDecoder:
         if self._checked != device:
             check(device)
             self._checked = device
-        if device.type != "cuda":
-            return self._decoded(batch, device)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
-            found = self._decoded(batch, device)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(self._stream)
-        for tensor in found:
-            tensor.record_stream(current)
-        return found
+        return self._beside(lambda: self._decoded(batch, device), device)
 
     def _decoded(self, batch: EncodedBatch, device: torch.device) -> Batch:
         side = self._image_sizes[batch.stage]
