@@ -25,9 +25,9 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,20 +156,30 @@ def data_wait_share(folder: Path, overrides: tuple[str, ...], *, steps: int, **c
 
 
 def images_per_second(asked: Mapping[str, Configuration], *, steps: int) -> Medians:
-    """Of `effnet fit`; 0 where the batch does not fit the device. They start together and then train in turn.
+    """Of `effnet fit`; without those whose batch does not fit the device. They start together and then train in turn.
 
-    So a device holds one of them at a time, but for those that compile, which is long and does not keep it busy.
+    So a device holds one of them at a time. What compiles has done so before, all of them at once, into torch's cache:
+    that is long, does not keep the device busy, and is done too where the step after it finds no memory.
     """
-    found = dict.fromkeys(asked, 0.0)
     with ExitStack() as ends, ThreadPoolExecutor() as threads:
-        loops = {name: each.loop() for name, each in asked.items()}
-        for loop in loops.values():
-            ends.callback(loop.close)
-        wait([threads.submit(loops[name].seconds, steps) for name, each in asked.items() if each.compiled])
-        for name, loop in loops.items():
-            with suppress(RuntimeError):  # it has ended, for want of memory
+
+        def started(names: Iterable[str]) -> dict[str, Loop]:
+            loops = {name: asked[name].loop() for name in names}
+            for loop in loops.values():
+                ends.callback(loop.close)
+            return loops
+
+        compiling = started(name for name, each in asked.items() if each.compiled)
+        wait([threads.submit(loop.seconds, 1) for loop in compiling.values()])
+        for loop in compiling.values():
+            loop.close()
+        found = {}
+        for name, loop in started(asked).items():
+            try:
                 seconds = take_steps({name: loop}, rounds=3, steps=steps)[name]
                 found[name] = asked[name].shape.batch / statistics.median(seconds)
+            except RuntimeError as error:
+                print(f"{name}: {error}", file=sys.stderr)
             loop.close()
     return found
 
@@ -190,6 +200,8 @@ def on_gpu(timm_train: Path | None, *, rounds: int, steps: int, whole: bool) -> 
     for name, (model, size, batches) in NETWORKS.items():
         eager = {str(batch): Configuration(model, Shape(batch, size)) for batch in batches}
         speeds = images_per_second(eager, steps=steps)
+        if not speeds:
+            continue
         rows += [(f"{name}, batch {batch}", f"{speed:,.0f} images/s", "") for batch, speed in speeds.items()]
         batch = max(speeds, key=lambda each: speeds[each])
         best[name] = eager[batch]
@@ -200,8 +212,8 @@ def on_gpu(timm_train: Path | None, *, rounds: int, steps: int, whole: bool) -> 
         f"gpu_images_per_second_{name}": speed for name, speed in images_per_second(compiled, steps=steps).items()
     }
     for name, (model, shape, _) in best.items():
+        speed = values.get(f"gpu_images_per_second_{name}", 0.0)
         asked = work(timm.create_model(model), batch=shape.batch, size=shape.size, dtype=torch.bfloat16)
-        speed = values[f"gpu_images_per_second_{name}"]
         shares = [speed / shape.batch * part / limit for part, limit in zip(asked, limits, strict=True)]
         text = f"{shares[0]:.0%} of the product's rate, {shares[1]:.0%} of the copy's (unfused)"
         rows.append((f"{name}, batch {shape.batch}", text, ""))
