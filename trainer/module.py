@@ -103,7 +103,7 @@ class EfficientNetModule(LightningModule):
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) uint8 to zero mean and unit variance, in the network's dtype and memory format."""
         layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
-        scaled = (images.float() - self._mean.to(images.device)) / self._std.to(images.device)
+        scaled = (images - self._mean.to(images.device)).div_(self._std.to(images.device))
         return scaled.to(dtype=next(self.network.parameters()).dtype, memory_format=layout)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 
+from configs.checks.training import CUDA_GRAPHS
 from configs.schema import Config
 from trainer.ema import WeightAverage
 from trainer.module import EfficientNetModule
@@ -22,6 +23,8 @@ from trainer.tuning.attempt import last_phase, try_training
 ALONE = Processes(global_rank=0, local_rank=0, world_size=1, local_world_size=1)
 WARM_UP_STEPS = 2
 """Not timed: the first makes the optimizer's state and the average, picks kernels, compiles."""
+OUT_OF_MEMORY = ("unable to find an engine to execute this computation", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says, beside what Lightning knows, where cuDNN or cuBLAS find no room for their workspace."""
 TOO_FEW = "Expected more than 1 value per channel"
 """torch's words where BatchNorm has nothing to normalise by."""
 
@@ -76,6 +79,8 @@ class StepTimes(Callback):
         _wait_for(pl_module.device)
         assert isinstance(pl_module, EfficientNetModule)
         if trainer.global_step + (not pl_module.ends_step(batch_idx)) <= WARM_UP_STEPS:
+            if trainer.global_step == WARM_UP_STEPS and pl_module.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()  # cuDNN tried its algorithms in all the memory there was
             return
         times = self.stepping_s if pl_module.ends_step(batch_idx) else self.accumulating_s
         times.append(time.perf_counter() - self._began)
@@ -102,6 +107,9 @@ def try_size(config: Config, size: int, accumulate: int | None, *, steps: int) -
         ConfigError: If the configuration does not fit this machine.
         DataError: If the data is at fault.
     """
+    if config.trainer.compile in CUDA_GRAPHS and (accumulate or 1) > 1:
+        reason = "CUDA graphs, and several micro-batches a step"
+        return Trial(micro_batch_size=size, accumulate_grad_batches=accumulate, reason=reason)
     tried = min(accumulate or 1, 2)
     lanes = math.gcd(config.data.num_lanes, size * tried)
     # Repeats need not divide so small a batch, and change nothing that is measured.
@@ -116,7 +124,7 @@ def try_size(config: Config, size: int, accumulate: int | None, *, steps: int) -
         try_training(config, ALONE, [*average, times])
         found |= {"images_per_s": times.images_per_s(size, accumulate or 1), "peak_bytes": _peak_bytes()}
     except RuntimeError as error:
-        if not is_oom_error(error):
+        if not (is_oom_error(error) or any(words in str(error) for words in OUT_OF_MEMORY)):
             raise
         found["reason"] = "out of memory"
     except ValueError as error:

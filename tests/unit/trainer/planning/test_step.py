@@ -190,7 +190,7 @@ def test_a_micro_batch_too_small_for_batchnorm_is_refused() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_allocates_what_the_plan_says() -> None:
+def test_a_gpu_allocates_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device is here")
     config = settings(
@@ -199,6 +199,7 @@ def test_a_gpu_allocates_what_the_plan_says() -> None:
     training = FakeTraining(config)
     passes = (training.run(IMAGES, gradients_stay=False), training.run(IMAGES // 2, gradients_stay=False))
     planned = plan_memory(config, training, passes, training.update(), world_size=1)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # which tries what takes all the memory there is
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     network, images, targets = real_step(config, "cuda")
@@ -210,4 +211,5 @@ def test_a_gpu_allocates_what_the_plan_says() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    assert planned.total == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.1)
+    needed = planned.total - planned.undo  # this loop undoes nothing
+    assert needed == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.1)
