@@ -183,8 +183,8 @@ class Trainer(Section):
     attempt may take others than the one before, which round differently. A CPU has none to try."""
     compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
     """Mode of torch.compile for the network: reduce-overhead replays CUDA graphs, which is for small micro-batches, one
-    a step. The first steps take minutes. Checkpoints are as without; dropout draws other masks. Averaged weights and a frozen
-    backbone are computed without. None is off."""
+    a step. The first steps take minutes. Checkpoints are as without; dropout draws other masks. Averaged weights and a
+    frozen backbone are computed without. None is off."""
     num_threads: PositiveInt | None = None
     """CPU threads of each rank for tensor operations; None divides the cores among the ranks."""
     ddp_comm_hook: Literal["fp16", "bf16"] | None = None
