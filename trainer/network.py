@@ -22,6 +22,7 @@ from configs.schema import Config
 from trainer.checkpoint_files import load_weights
 from trainer.checkpoints import CheckpointDirectory
 from trainer.logs import logger
+from trainer.squeeze_excite import keep_layout
 
 CLASSIFIER = "classifier."
 B0_IMAGE_SIZE = 224
@@ -64,6 +65,8 @@ def build_network(config: Config, *, restored: bool = False) -> nn.Module:
     assert isinstance(network, nn.Module)
     _set_batchnorm(network, model)
     _keep_inputs(network)
+    if config.trainer.compile is None:  # which writes kernels of its own
+        keep_layout(network)
     if model.head_hidden_features is not None:
         network.classifier = nn.Sequential(
             nn.Linear(int(network.num_features), model.head_hidden_features),  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ from configs.schema import Config, Hardware
 from trainer.planning.tracker import Kernel
 from trainer.planning.work import Evaluation, Pass, Update
 
-MEMORY_SHARE: Final = 0.33
+MEMORY_SHARE: Final = 0.315
 """Of the peak bandwidth of memory that is reached, by what operations read and write at least: 2,489 images/s of B0 and
-331 of B4 at 380 pixels on an A100 of 80 GB (NVIDIA DeepLearningExamples, PyTorch, 21.03) are 0.329 and 0.337."""
+331 of B4 at 380 pixels on an A100 of 80 GB (NVIDIA DeepLearningExamples, PyTorch, 21.03) are 0.310 and 0.317."""
 ARITHMETIC_SHARE: Final = 0.5
 """Of the peak rate of arithmetic that is reached: an assumption, which decides little."""
 OPERATION_S: Final = 20e-6
