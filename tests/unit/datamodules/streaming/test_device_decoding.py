@@ -6,7 +6,6 @@ All runs on the CPU, which decodes lists of JPEGs by the same functions; on a GP
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,8 +165,7 @@ def assert_alike(found: list[Batch], expected: list[Batch], *, mean: float, each
     assert float(torch.cat(differences).max()) < each
 
 
-TOLERANCE = {"cpu": {"mean": 0.2, "each": 0.5}, "cuda": {"mean": 1.0, "each": 3.5}}
-"""Grey levels: nvJPEG repeats a pixel's colour where libjpeg interpolates, which alone makes up to 2."""
+TOLERANCE = {"cpu": {"mean": 0.2, "each": 0.5}, "cuda": {"mean": 1.0, "each": 2.0}}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -204,12 +202,9 @@ def test_evaluation_is_timms_within_a_grey_level(device: str, build: Build) -> N
     batches = evaluate(build("nvjpeg"), torch.device(device))
     images = torch.cat([batch.images for batch in batches]).cpu()
     theirs = create_transform(SIZE, is_training=False, interpolation="bicubic", use_prefetcher=True)
-    differences = []
     for number, (_, make) in enumerate(FOR_DEVICE):
         expected = torch.as_tensor(theirs(Image.open(io.BytesIO(make(number)))))
-        differences.append(float((images[number].int() - expected.int()).abs().float().mean()))
-    assert fmean(differences) < 1
-    assert max(differences) < (1 if device == "cpu" else 1.5)
+        assert float((images[number].int() - expected.int()).abs().float().mean()) < 1
 
 
 def test_workers_make_no_difference(build: Build) -> None:
