@@ -212,7 +212,9 @@ def on_gpu(timm_train: Path | None, *, rounds: int, steps: int, whole: bool) -> 
         f"gpu_images_per_second_{name}": speed for name, speed in images_per_second(compiled, steps=steps).items()
     }
     for name, (model, shape, _) in best.items():
-        speed = values.get(f"gpu_images_per_second_{name}", 0.0)
+        speed = values.get(f"gpu_images_per_second_{name}")
+        if speed is None:
+            continue
         asked = work(timm.create_model(model), batch=shape.batch, size=shape.size, dtype=torch.bfloat16)
         shares = [speed / shape.batch * part / limit for part, limit in zip(asked, limits, strict=True)]
         text = f"{shares[0]:.0%} of the product's rate, {shares[1]:.0%} of the copy's (unfused)"
