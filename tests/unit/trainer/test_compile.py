@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.problems import ConfigError
 from tests.unit.trainer.runs import ALONE, as_killed_after, average, changed, new_run, rows, train, weights
 from tests.unit.trainer.settings import settings
 from trainer.assembly import build_module, build_trainer
@@ -94,6 +95,15 @@ def test_the_precision_of_products_is_torchs_or_what_is_set(wanted: str | None, 
 
     assert torch.get_float32_matmul_precision() == matmul
     assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+@pytest.mark.usefixtures("_torchs_own")
+def test_graphs_that_would_accumulate_are_refused_where_the_devices_are_known_late() -> None:
+    changes = {"trainer__devices": "auto", "trainer__accelerator": "auto", "trainer__compile": "max-autotune"}
+    sizes = {"data__global_batch_size": 64, "data__micro_batch_size": 32}
+    with pytest.raises(ConfigError, match="several micro-batches a step") as error:
+        build_trainer(settings(**changes, **sizes), ALONE, "cpu", callbacks=[], loggers=[])
+    assert [problem.key for problem in error.value.problems] == ["trainer.compile"]
 
 
 @pytest.mark.usefixtures("_torchs_own")

@@ -121,6 +121,15 @@ def test_samples_that_are_repeated_need_not_divide_the_batch_of_a_trial(toy_over
     assert try_size(config, 2, 8, steps=1).trains  # 4 samples in 4 lanes: each lane has one
 
 
+def test_sizes_that_cuda_graphs_would_accumulate_are_not_tried(toy_overrides: Overrides) -> None:
+    changes = {"trainer__accelerator": "auto", "trainer__devices": "auto", "trainer__compile": "reduce-overhead"}
+    config = load_config([], toy_overrides(**changes)).config
+
+    found = try_size(config, 8, 2, steps=1)
+    assert found.reason == "CUDA graphs, and several micro-batches a step"
+    assert not found.trains
+
+
 def with_little_memory(config: Config) -> Trial:
     """A trial with 200 MB of address space more than the process has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
