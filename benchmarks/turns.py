@@ -3,6 +3,7 @@
 A loop pulls batches from `Batches`, which holds it between turns: while one runs, the others wait for a line on a pipe.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class Batches:
 
 
 class Loop:
-    """A process with a loop that takes its steps when it is told to."""
+    """A process with a loop that takes its steps when it is told to, or several ranks that do so together."""
 
     def __init__(self, module: str, arguments: Sequence[str], *, cores: Sequence[Sequence[int]] | None = None) -> None:
         """Start it, on each of ``cores`` a rank."""
@@ -90,7 +91,7 @@ class Loop:
             world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environment = dict(os.environ) | {"OMP_NUM_THREADS": str(len(of_rank))}
             environment |= {name: str(value) for name, value in world.items()} if cores and len(cores) > 1 else {}
-            environment |= {REPLY: str(writing)} if rank == 0 else {}
+            environment[REPLY] = str(writing)
             # Inherited from this process, which is the only thread that starts processes here.
             before = os.sched_getaffinity(0)
             os.sched_setaffinity(0, of_rank)
@@ -100,7 +101,7 @@ class Loop:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=sys.stderr if "EFFNET_BENCHMARK_SHOW" in os.environ else subprocess.DEVNULL,
-                    pass_fds=[writing] if rank == 0 else [],
+                    pass_fds=[writing],
                     env=environment,
                     text=True,
                 )
@@ -109,22 +110,21 @@ class Loop:
         os.close(writing)
 
     def seconds(self, steps: int) -> float:
-        """Run so many steps.
+        """Run so many steps. Afterwards every rank rests; as slow as the slowest.
 
         Raises:
-            RuntimeError: If the process has ended.
+            RuntimeError: If a process has ended.
         """
-        stdin = self._ranks[0].stdin
-        assert stdin is not None
-        try:
-            stdin.write(f"{steps}\n")
-            stdin.flush()
-            answer = self._replies.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
+        answers = []
+        with contextlib.suppress(BrokenPipeError):
+            for rank in self._ranks:
+                assert rank.stdin is not None
+                rank.stdin.write(f"{steps}\n")
+                rank.stdin.flush()
+            answers = [self._replies.readline() for _ in self._ranks]
+        if not all(answers) or not answers:
             raise RuntimeError(f"{self._ranks[0].args} has ended; EFFNET_BENCHMARK_SHOW=1 shows what it prints")
-        return float(answer)
+        return max(map(float, answers))
 
     def close(self) -> None:
         """End it."""
