@@ -13,13 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.files import read_json
 from configs.schema import Config
+from trainer.buckets import bucket_count
 from trainer.checkpoint_files import MANIFEST, WEIGHTS, load_content
 from trainer.consolidation import load_saved_weights
 from trainer.elastic_zero import OPTIMIZER, STATE, restore
 from trainer.processes import Processes
-
-BUCKETS, MOST_MB = 8, 25
-"""Pieces that a network's gradients are summed in, at least; and the largest piece, torch's own."""
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -80,7 +78,8 @@ class DataParallelStrategy(DDPStrategy):
 
     What is set, and why: gradients are views of the buckets that are sent, which saves a copy and their memory; no
     buffers are broadcast, since BatchNormStatistics keeps them alike; the graph is not declared static: freezing
-    changes it in mid-run, and elsewhere nothing is searched for that this would save.
+    changes it in mid-run, torch's reducer fails on it where micro-batches accumulate (an internal assertion, in 2.15
+    too), and elsewhere nothing is searched for that this would save.
     """
 
     def __init__(self, comm_hook: str | None, **arguments: Any) -> None:
@@ -89,9 +88,9 @@ class DataParallelStrategy(DDPStrategy):
         self._rounds_to = comm_hook
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        """Cut the gradients into a few buckets: of torch's 25 MB, B0's 21 would go when all of them are there."""
+        """Cut the gradients into a few buckets."""
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        self._ddp_kwargs["bucket_cap_mb"] = min(max(gradients / BUCKETS / 2**20, 1), MOST_MB)
+        self._ddp_kwargs["bucket_cap_mb"] = gradients / bucket_count(gradients) / 2**20
         return super()._setup_model(model)
 
     def _register_ddp_hooks(self) -> None:

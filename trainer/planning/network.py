@@ -1,15 +1,12 @@
 """What the devices of a run send to each other at each step, and how long that takes beside the backward pass."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 from configs.schema import Config
+from trainer.buckets import bucket_count
 
 FP32: Final = 4
-FIRST_BUCKET_BYTES: Final = 2**20
-BUCKET_BYTES: Final = 25 * 2**20
-"""DDP's defaults (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +75,12 @@ def plan_traffic(
     layers = accumulate * (world_size - 1 + 2 * half) * statistics_bytes if config.trainer.sync_batchnorm else 0
     total = gradients + weights + 2 * half * statistics_bytes + layers
     link = _slowest_link(config)
-    buckets = 1 + math.ceil(max(working - FIRST_BUCKET_BYTES, 0) / BUCKET_BYTES)
     return Traffic(
         gradient_bytes=round(gradients),
         weight_bytes=round(weights),
         statistics_bytes=round(2 * half * statistics_bytes),
         layer_bytes=round(layers),
-        buckets=buckets if world_size > 1 and not stage else 0,
+        buckets=bucket_count(working) if world_size > 1 and not stage else 0,
         link_gb_per_s=link,
         seconds=None if link is None and total else total / ((link or 1) * 1e9),
     )

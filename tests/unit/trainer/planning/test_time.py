@@ -94,7 +94,7 @@ def test_a_ring_sends_each_gradient_twice_but_for_one_part() -> None:
     )
 
     assert traffic.gradient_bytes == 2 * 7 / 8 * 40_000_000
-    assert (traffic.weight_bytes, traffic.statistics_bytes, traffic.buckets) == (0, 14_000, 3)
+    assert (traffic.weight_bytes, traffic.statistics_bytes, traffic.buckets) == (0, 14_000, 8)
     assert traffic.seconds == pytest.approx(traffic.total_bytes / 100e9)
 
 
