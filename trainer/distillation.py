@@ -7,8 +7,9 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
+from configs import schema
 from configs.files import read_json
 from configs.problems import ConfigError, DataError, Problem, shown
 from configs.run import RunDirectory
@@ -32,7 +33,8 @@ class Distillation(nn.Module):
 
         Args:
             config: Of the run.
-            teacher: Images, normalised its way, to (N, num_classes) logits.
+            teacher: Images, normalised its way, to (N, num_classes) logits. One of timm's that takes a single size is
+                shown them in that size.
             statistics: By which its images are normalised.
         """
         super().__init__()
@@ -45,6 +47,7 @@ class Distillation(nn.Module):
             for both in (channel_statistics(config.data, config.model.in_chans), statistics)
         )
         self._same = bool(torch.equal(own_mean, mean) and torch.equal(own_std, std))
+        self._size = _fixed_size(teacher)
         self.register_buffer("_scale", own_std / std)
         self.register_buffer("_shift", (own_mean - mean) / std)
 
@@ -55,9 +58,20 @@ class Distillation(nn.Module):
             images: (N, C, H, W) as the network sees them, after mixing and erasing.
             logits: (N, num_classes) fp32, the network's.
             loss: Of the labels.
+
+        Raises:
+            ConfigError: If the teacher takes no images of that size.
         """
         with torch.no_grad():
-            answer = self.teacher(images if self._same else images * self._scale + self._shift).float()
+            shown_to_it = images if self._same else images * self._scale + self._shift
+            if self._size is not None and shown_to_it.shape[-2:] != self._size:
+                shown_to_it = interpolate(shown_to_it, self._size, mode="bilinear", antialias=True)
+            try:
+                answer = self.teacher(shown_to_it).float()
+            except AssertionError as error:
+                reason = str(error).partition("\n")[0]
+                accepted = f"one that takes images of {' x '.join(map(str, images.shape[2:]))} pixels {reason}".rstrip()
+                raise _refused(self._settings, "teacher", accepted) from None
         if self._settings.kind == "hard":
             taught = cross_entropy(logits, answer.argmax(1))
         else:
@@ -87,16 +101,20 @@ def build_teacher(config: Config, *, weights: bool = True) -> tuple[nn.Module, S
 
 def _from_run(config: Config, path: Path, *, weights: bool) -> tuple[nn.Module, Statistics]:
     if config.distillation.checkpoint_path is not None:
-        raise _refused(config, "checkpoint_path", "null beside the directory of a run, which has its weights")
+        raise _refused(
+            config.distillation, "checkpoint_path", "null beside the directory of a run, which has its weights"
+        )
     run = next((folder for folder in (path, *path.resolve().parents[:2]) if (folder / "config.yaml").is_file()), None)
     saved = read_json(path / MANIFEST).get("config")
     if run is None and saved is None:
-        raise _refused(config, "teacher", "the directory of a run or of one of its checkpoints")
+        raise _refused(config.distillation, "teacher", "the directory of a run or of one of its checkpoints")
     theirs = RunDirectory(run).load_config() if run is not None else Config.model_validate(saved, strict=False)
     for section, key in (("data", "num_classes"), ("data", "modality"), ("model", "in_chans")):
         here, there = (getattr(getattr(each, section), key) for each in (config, theirs))
         if here != there:
-            raise _refused(config, "teacher", f"a teacher with {section}.{key} = {here}; that one has {there}")
+            raise _refused(
+                config.distillation, "teacher", f"a teacher with {section}.{key} = {here}; that one has {there}"
+            )
     teacher = build_network(theirs, restored=True)
     if weights:
         _load(teacher, path, key="distillation.teacher")
@@ -109,20 +127,28 @@ def _from_timm(config: Config, name: str, *, weights: bool) -> tuple[nn.Module, 
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         accepted = f"did you mean {' or '.join(close)}?" if close else "a name of timm's, or the directory of a run"
-        raise _refused(config, "teacher", accepted)
+        raise _refused(config.distillation, "teacher", accepted)
     file, arguments = config.distillation.checkpoint_path, {"num_classes": config.data.num_classes}
     described: Any = timm.get_pretrained_cfg(name)
     if file is None and not timm.is_model_pretrained(name):
-        raise _refused(config, "checkpoint_path", f"a file: nobody published weights of {name}")
+        raise _refused(config.distillation, "checkpoint_path", f"a file: nobody published weights of {name}")
     if file is None and described.num_classes != config.data.num_classes:
         accepted = f"a teacher of data.num_classes = {config.data.num_classes}; that one has {described.num_classes}"
-        raise _refused(config, "teacher", accepted)
+        raise _refused(config.distillation, "teacher", accepted)
     if config.model.in_chans != 3:
-        raise _refused(config, "teacher", "the directory of a run: timm's models are described for RGB images alone")
+        raise _refused(
+            config.distillation, "teacher", "the directory of a run: timm's models are described for RGB images alone"
+        )
     teacher: nn.Module = timm.create_model(name, pretrained=weights and file is None, **arguments)
     if weights and file is not None:
         _load(teacher, Path(file), key="distillation.checkpoint_path")
     return teacher, (tuple(teacher.pretrained_cfg["mean"]), tuple(teacher.pretrained_cfg["std"]))  # type: ignore[index]
+
+
+def _fixed_size(teacher: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the only images that a model of timm takes, as many transformers'; None if it takes any."""
+    described: Any = getattr(teacher, "pretrained_cfg", None) or {}
+    return tuple(described["input_size"][1:]) if described.get("fixed_input_size") else None
 
 
 def _load(teacher: nn.Module, path: Path, *, key: str) -> None:
@@ -132,6 +158,6 @@ def _load(teacher: nn.Module, path: Path, *, key: str) -> None:
         raise DataError(f"{key} {path} is of another network: {' '.join(str(error).split())[:300]}") from None
 
 
-def _refused(config: Config, name: str, accepted: str) -> ConfigError:
-    received = shown(getattr(config.distillation, name))
+def _refused(settings: schema.Distillation, name: str, accepted: str) -> ConfigError:
+    received = shown(getattr(settings, name))
     return ConfigError([Problem(key=f"distillation.{name}", received=received, accepted=accepted)])

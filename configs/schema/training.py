@@ -46,7 +46,7 @@ class Distillation(Section):
     teacher: str | None = None
     """Any model of timm by its name, of as many classes, or the directory of a run or of one of its checkpoints: its
     averaged weights, or the raw ones where there is no average. It sees what the network sees, normalised as it was
-    trained. None is no teacher."""
+    trained, and resized where it takes images of a single size, as many transformers do. None is no teacher."""
     checkpoint_path: str | None = None
     """timm or safetensors file of a named teacher's weights; None takes timm's published ones (downloaded)."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.5

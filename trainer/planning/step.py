@@ -85,7 +85,7 @@ class FakeTraining:
                     network, student = len(tracker.kernels), tracker.peak_bytes
                     before = tracker.peak_bytes = tracker.live_bytes
                     if self.distillation is not None:
-                        loss = self._taught(inputs, logits, loss)
+                        loss = self.distillation(inputs, logits, loss)
                 teacher, tracker.peak_bytes = tracker.peak_bytes - before, max(student, tracker.peak_bytes)
                 del inputs, logits
                 forward, kept = len(tracker.kernels), tracker.live_bytes
@@ -158,15 +158,6 @@ class FakeTraining:
         with torch.no_grad():
             features = network.forward_features(inputs)
         return cast(torch.Tensor, network.forward_head(features))
-
-    def _taught(self, inputs: torch.Tensor, logits: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-        assert self.distillation is not None
-        try:
-            return cast(torch.Tensor, self.distillation(inputs, logits, loss))
-        except (AssertionError, RuntimeError) as error:
-            name, reason = self._config.distillation.teacher, str(error).partition("\n")[0]
-            accepted = f"one that takes images of {' x '.join(map(str, inputs.shape[2:]))} pixels ({reason})"
-            raise ConfigError([Problem(key="distillation.teacher", received=shown(name), accepted=accepted)]) from None
 
     def _set_gradients(self, *, there: bool) -> None:
         for parameter in self.network.parameters():

@@ -114,6 +114,21 @@ def test_the_hard_loss_is_cross_entropy_with_the_teachers_answer(resnet: str, to
         torch.testing.assert_close(loss, cross_entropy(logits, answer.argmax(1)), rtol=1e-5, atol=1e-6)
 
 
+def test_a_teacher_of_one_size_is_shown_images_in_that_size(toy_overrides: Overrides, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    save_file(timm.create_model("test_vit", num_classes=CLASSES).state_dict(), file := tmp_path / "model.safetensors")
+    changes = {"distillation__teacher": "test_vit", "distillation__checkpoint_path": file, "distillation__alpha": 1.0}
+    spy, _, distillation = spied(toy_overrides(trainer__max_steps=1, distillation__kind="hard", **changes))
+
+    seen: list[tuple[int, ...]] = []
+    distillation.teacher.register_forward_pre_hook(lambda _, images: seen.append(tuple(images[0].shape[1:])))
+    for (images, logits), loss in zip(spy.seen, spy.losses, strict=True):
+        assert images.shape[-2:] == (64, 64)
+        taught_alone = distillation(images, logits, torch.zeros(()))
+        torch.testing.assert_close(loss, taught_alone, rtol=1e-5, atol=1e-6)
+    assert set(seen) == {(3, 160, 160)}
+
+
 def test_the_teacher_is_neither_trained_nor_the_modules(resnet: str, toy_overrides: Overrides) -> None:
     overrides = toy_overrides(trainer__max_steps=2, **taught(resnet))
     _, module, distillation = spied(overrides)
@@ -188,3 +203,12 @@ def test_weights_of_another_network_are_refused(resnet: str) -> None:
     config = settings(data__num_classes=4, distillation__teacher="resnet18", distillation__checkpoint_path=resnet)
     with pytest.raises(DataError, match=r"distillation.checkpoint_path .* is of another network"):
         build_teacher(config)
+
+
+def test_a_teacher_that_does_not_take_the_images_is_refused(toy_overrides: Overrides, tmp_path: Path) -> None:
+    save_file(timm.create_model("halonet26t", num_classes=CLASSES).state_dict(), file := tmp_path / "model.safetensors")
+    changes = {"distillation__teacher": "halonet26t", "distillation__checkpoint_path": file}
+    with pytest.raises(
+        ConfigError, match=r"distillation.teacher\s+received\s+\"halonet26t\"\s+accepted.* 64 x 64 pixels"
+    ):
+        spied(toy_overrides(trainer__max_steps=1, **changes))

@@ -113,7 +113,7 @@ def test_a_run_is_a_teacher_too_and_its_weights_are_not_read(trained: RunDirecto
 
 
 def test_a_teacher_of_other_images_is_refused() -> None:
-    training = FakeTraining(settings(**SMALL, distillation__teacher="vit_tiny_patch16_224"))
+    training = FakeTraining(settings(**SMALL, distillation__teacher="halonet26t"))
 
     with pytest.raises(ConfigError, match="one that takes images of 96 x 96 pixels"):
         training.run(IMAGES, gradients_stay=True)
