@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import adaptive_clip_grad
 from torch import nn
@@ -24,6 +23,7 @@ from trainer.distillation import Distillation
 from trainer.logs import logger
 from trainer.losses import Regularisation, build_erasing
 from trainer.metrics import log_row
+from trainer.network import CLASSIFIER
 from trainer.optimization import build_optimizer, build_scheduler
 from trainer.plateau import PlateauScheduler
 from trainer.queued_copies import QueuedCopies
@@ -167,7 +167,9 @@ class EfficientNetModule(LightningModule):
         """Lightning's, and beside its algorithms timm's adaptive gradient clipping."""
         trainer = self.config.trainer
         if trainer.gradient_clip_algorithm == "agc":
-            parameters = model_parameters(self.network, exclude_head=True)
+            # timm's exclude_head leaves out two tensors, and a classifier with a hidden layer has four.
+            named = self.network.named_parameters()
+            parameters = [parameter for name, parameter in named if not name.startswith(CLASSIFIER)]
             adaptive_clip_grad(parameters, clip_factor=trainer.gradient_clip_val)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)

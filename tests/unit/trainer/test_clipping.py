@@ -43,8 +43,9 @@ def clipped(overrides: list[str]) -> Gradients:
     return gradients
 
 
-def test_agc_is_timms_and_leaves_the_classifier(toy_overrides: Overrides) -> None:
-    found = clipped(toy_overrides(trainer__max_steps=3, **AGC))
+@pytest.mark.parametrize("hidden", ["null", 16])
+def test_agc_is_timms_and_leaves_the_classifier(hidden: str | int, toy_overrides: Overrides) -> None:
+    found = clipped(toy_overrides(trainer__max_steps=3, model__head_hidden_features=hidden, **AGC))
 
     assert len(found.before) == 3
     differing = set()
