@@ -52,6 +52,7 @@ def _pil_transforms(data: Data, image_size: int) -> list[PilTransform]:
         color_jitter=augmentation.color_jitter,
         auto_augment=None if trivial else augmentation.auto_augment,
         interpolation=data.interpolation,
+        mean=data.mean or IMAGENET_DEFAULT_MEAN,  # the colour that policies fill with
         use_prefetcher=True,  # leaves the image in uint8: normalisation is the device's
         separate=True,
     )

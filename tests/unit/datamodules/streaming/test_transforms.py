@@ -28,7 +28,12 @@ from configs.schema import Augmentation, Data
 from datamodules.images.decoding import BadSampleError, open_image
 from datamodules.streaming.decode import Decode, Transform
 from datamodules.streaming.randomness import AUGMENTATION, seed_everything
-from datamodules.streaming.transforms import channel_statistics, evaluation_transform, training_transform
+from datamodules.streaming.transforms import (
+    _pil_transforms,
+    channel_statistics,
+    evaluation_transform,
+    training_transform,
+)
 from tests.conftest import picture
 from tests.unit.datamodules.encoded import encoded, noise, photograph
 
@@ -135,6 +140,13 @@ def test_policies_that_keep_no_bit_of_an_image_give_black(policy: str) -> None:
     for epoch in range(300):
         seed_everything(1, AUGMENTATION, epoch, 0)
         assert transform(image).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(("mean", "grey"), [(None, (124, 116, 104)), ((0.5, 0.5, 0.5), (128, 128, 128))])
+def test_policies_fill_with_the_mean_of_an_image(mean: tuple[float, ...] | None, grey: tuple[int, ...]) -> None:
+    given = data(mean=mean, std=mean, augmentation=Augmentation(auto_augment="rand-m9-mstd0.5"))
+    (policy,) = _pil_transforms(given, 16)
+    assert {operation.kwargs["fillcolor"] for operation in policy.ops} == {grey}
 
 
 def both(ours: Transform, theirs: Callable[[Image.Image], Any], contents: bytes, epochs: int) -> list[float]:
