@@ -57,6 +57,8 @@ FEATURES = [
     Feature(name="Mixup", settings={"loss.mixup_alpha": 0.2}),
     Feature(name="CutMix", settings={"loss.cutmix_alpha": 1.0}),
     Feature(name="RandAugment", settings={"data.augmentation.auto_augment": "rand-m5-mstd0.5"}),
+    Feature(name="AutoAugment", settings={"data.augmentation.auto_augment": "v0"}),
+    Feature(name="TrivialAugment", settings={"data.augmentation.auto_augment": "trivial"}),
     Feature(name="repeated augmentation", settings={"data.augmentation.aug_repeats": 2}),
     Feature(name="random erasing", settings={"data.augmentation.random_erasing_prob": 1.0}),
     Feature(name="clipping by norm", settings={"trainer.gradient_clip_val": 0.1}),
@@ -74,6 +76,8 @@ FEATURES = [
     Feature(name="LAMB", settings={"optimizer.opt": "lamb"}),
     Feature(name="Muon", settings={"optimizer.opt": "muon"}),
     Feature(name="layer-wise learning-rate decay", settings={"optimizer.layer_decay": 0.8}),
+    Feature(name="cosine schedule", settings={"scheduler.sched": "cosine"}),
+    Feature(name="poly schedule", settings={"scheduler.sched": "poly"}),
     Feature(
         name="step schedule",
         settings={"scheduler.sched": "step", "scheduler.decay_epochs": 1, "scheduler.decay_rate": 0.1},
