@@ -29,6 +29,7 @@ from datamodules.streaming.order import TrainingOrder
 from datamodules.streaming.position import Positions
 from datamodules.streaming.transforms import channel_statistics
 from trainer.assembly import build_module, resolve_accelerator
+from trainer.host_memory import keep_freed_memory
 from trainer.optimization import build_optimizer
 from trainer.processes import Processes
 from trainer.signals import StopFlag
@@ -101,8 +102,10 @@ def effnet(config: Config, batches: Batches) -> None:
 
 
 def bare(config: Config, batches: Batches) -> None:
-    """What PyTorch's tutorials do: the same network, loss, optimizer and average, and nothing else."""
+    """What PyTorch's tutorials do: the same network, loss, optimizer, average and host memory, and nothing else."""
     device = torch.device(resolve_accelerator(config))
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     network = build_module(config).network.to(device)
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) * 255 for v in channel_statistics(config.data, 3))

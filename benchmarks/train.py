@@ -5,7 +5,7 @@ same batches of random uint8 images in memory; medians over the turns of the rat
 smoothing and averaged weights; on the CPU in fp32, on a GPU in bf16 (autocast), channels_last on both.
 
 - `overhead_vs_bare`: time of `effnet fit` (all callbacks, rows of metrics, skipping of bad steps, as by default) over
-  that of a loop with the same network, optimizer and average and nothing else. 1.02 is 2% slower.
+  that of a loop with the same network, optimizer, average and host memory and nothing else. 1.02 is 2% slower.
 - `speed_vs_timm_train`: images a second of `effnet fit` over those of timm's train.py, the file that `--timm-train`
   names; left out without it.
 - `speed_2_processes_vs_1`: images a second of two processes on a core each over one on one core, the same batch each.
@@ -242,7 +242,7 @@ def main() -> None:
     if timm_train is not None and not timm_train.is_file():
         parser.error(f"--timm-train: {timm_train} is no file; accepted: train.py of a checkout of timm")
     rounds, steps = (9, 3) if arguments.quick else (25, 5)
-    shape = Shape(8, 128) if arguments.quick else Shape(16, 224)
+    shape = Shape(16, 224)
     values: Medians = {}
     rows: list[Row] = []
     if arguments.only != "gpu":
