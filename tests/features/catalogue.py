@@ -76,7 +76,6 @@ FEATURES = [
     Feature(name="LAMB", settings={"optimizer.opt": "lamb"}),
     Feature(name="Muon", settings={"optimizer.opt": "muon"}),
     Feature(name="layer-wise learning-rate decay", settings={"optimizer.layer_decay": 0.8}),
-    Feature(name="cosine schedule", settings={"scheduler.sched": "cosine"}),
     Feature(name="poly schedule", settings={"scheduler.sched": "poly"}),
     Feature(
         name="step schedule",
