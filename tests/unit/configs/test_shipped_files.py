@@ -16,17 +16,6 @@ from trainer.optimization import build_optimizer, build_scheduler
 EXPERIMENTS = sorted((PACKAGE_DIR / "experiment").glob("*.yaml"))
 HARDWARE = sorted((PACKAGE_DIR / "hardware").glob("*.yaml"))
 IMAGENET = [path for path in EXPERIMENTS if "imagenet" in path.name]
-PAPER = {
-    # Tan and Le, ICML 2019: image size and dropout of B0 to B7
-    "b0": (224, 0.2),
-    "b1": (240, 0.2),
-    "b2": (260, 0.3),
-    "b3": (300, 0.3),
-    "b4": (380, 0.4),
-    "b5": (456, 0.4),
-    "b6": (528, 0.5),
-    "b7": (600, 0.5),
-}
 
 
 def by_name(path: Path) -> str:
@@ -158,27 +147,6 @@ def test_timm_builds_the_optimizer_and_the_schedule(path: Path) -> None:
 
     for name, value in config.optimizer.kwargs.items():
         assert optimizer.defaults[name] == value
-
-
-@pytest.mark.parametrize("path", IMAGENET, ids=by_name)
-def test_the_imagenet_recipes_are_those_of_the_paper(path: Path) -> None:
-    config = load(path)
-    size = path.stem.partition("_")[0]
-
-    assert config.model.name == f"efficientnet_{size}"
-    assert (config.data.image_size, config.model.drop_rate) == PAPER[size]
-    assert config.data.crop_pct == pytest.approx(PAPER[size][0] / (PAPER[size][0] + 32), abs=6e-4)
-    assert config.optimizer.lr == 0.016 * config.data.global_batch_size / 256
-    optimizer = build_optimizer(nn.Linear(2, 2), config.optimizer)
-    assert type(optimizer).__name__ == "RMSpropTF"
-    assert {name: optimizer.defaults[name] for name in ("alpha", "momentum", "eps")} == {
-        "alpha": 0.9,
-        "momentum": 0.9,
-        "eps": 0.001,
-    }
-    assert (config.optimizer.weight_decay, config.loss.label_smoothing, config.ema.decay) == (1e-5, 0.1, 0.9999)
-    assert (config.model.bn_momentum, config.model.bn_eps, config.model.drop_path_rate) == (0.01, 1e-3, 0.2)
-    assert config.trainer.max_epochs == 350
 
 
 def test_the_schedule_of_the_imagenet_recipes_warms_up_and_then_decays_in_steps() -> None:
