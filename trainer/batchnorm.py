@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
-from torch.distributed import ReduceOp, all_reduce
+from torch.distributed import ReduceOp, Work, all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.module import EfficientNetModule
@@ -21,16 +21,19 @@ from trainer.module import EfficientNetModule
 class BatchNormStatistics(Callback):
     """Makes each BatchNorm hold the mean over a step's micro-batches, and mixes it into the running one at its end.
 
-    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean. Where activations are
-    computed once more in the backward pass (gradient checkpointing), they count once: statistics stand still meanwhile.
-    A compiled network is compiled anew for each momentum: there it is 1, and the mean is kept here.
+    The mean needs no code of its own: momentum 1 / (i + 1) at micro-batch i is a running mean. Ranks sum it up while
+    the last backward pass of the step runs, which changes no statistics. Where activations are computed once more in it
+    (gradient checkpointing), they count once: statistics stand still meanwhile. A compiled network is compiled anew for
+    each momentum: there it is 1, and the mean is kept here.
     """
 
     def __init__(self) -> None:
         self._momentum: list[float] = []
         self._running: torch.Tensor | None = None
         self._compiled = False
+        self._batch_idx = 0
         self._mean: torch.Tensor | None = None
+        self._sum: Work | None = None
         self._held: list[tuple[_BatchNorm, float | None, torch.Tensor | None]] = []
         self._uncounted = torch.zeros((), dtype=torch.long)  # torch's SyncBatchNorm counts, into this if need be
 
@@ -51,6 +54,7 @@ class BatchNormStatistics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the momentum that makes a mean."""
+        self._batch_idx = batch_idx
         if self._compiled:
             return
         momentum = 1 / (batch_idx % trainer.accumulate_grad_batches + 1)
@@ -58,8 +62,17 @@ class BatchNormStatistics(Callback):
             layer.momentum = momentum
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Hold the statistics where blocks are computed again."""
+        """Begin to sum up the mean over the ranks; hold the statistics where blocks are computed again."""
         assert isinstance(pl_module, EfficientNetModule)
+        if self._running is not None and not pl_module.backbone_is_frozen:
+            ends_step = pl_module.ends_step(self._batch_idx)
+            if self._compiled:
+                self._add(_flat(_buffers(_layers(pl_module))), self._batch_idx % trainer.accumulate_grad_batches)
+            elif ends_step:
+                self._mean = _flat(_buffers(_layers(pl_module)))
+            if ends_step and trainer.world_size > 1:
+                assert self._mean is not None
+                self._sum = all_reduce(self._mean, ReduceOp.SUM, async_op=True)
         if pl_module.config.trainer.gradient_checkpointing:
             for layer in _layers(pl_module):
                 self._held.append((layer, layer.momentum, layer.num_batches_tracked))
@@ -74,25 +87,22 @@ class BatchNormStatistics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the end of an optimizer step, average over the ranks and update the running statistics."""
+        """At the end of an optimizer step, update the running statistics by the mean over the ranks."""
         assert isinstance(pl_module, EfficientNetModule)
-        if self._running is None or pl_module.backbone_is_frozen:
+        if self._running is None or pl_module.backbone_is_frozen or not pl_module.ends_step(batch_idx):
             return
+        if self._sum is not None:
+            self._sum.wait()
         layers = _layers(pl_module)
         buffers = _buffers(layers)
-        if self._compiled:
-            self._add(_flat(buffers), batch_idx % trainer.accumulate_grad_batches)
-        if not pl_module.ends_step(batch_idx):
-            return
         counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         if pl_module.skipped:  # what it saw may be NaN, and must leave no trace
             torch._foreach_sub_(counters, trainer.accumulate_grad_batches)
             torch._foreach_copy_(buffers, _split(self._running, buffers))
             return
-        step = self._mean if self._compiled else _flat(buffers)
+        step = self._mean
         assert step is not None
         if trainer.world_size > 1:
-            all_reduce(step, ReduceOp.SUM)
             step /= trainer.world_size
             if not pl_module.config.trainer.sync_batchnorm:  # with which all ranks' micro-batches are one
                 others = (trainer.world_size - 1) * trainer.accumulate_grad_batches
