@@ -256,7 +256,7 @@ def main() -> None:
         write_shards(folder, shards=2, samples=64, different=8)
         if arguments.only != "gpu":
             batch = {"data__global_batch_size": 8, "data__micro_batch_size": 8, "data__image_size": 128}
-            share = data_wait_share(folder, CPU, steps=12 if arguments.quick else 40, **batch)
+            share = data_wait_share(folder, CPU, steps=40, **batch)
             values["data_wait_share"] = share
         if torch.cuda.is_available() and arguments.only != "cpu":
             found, gpu_rows = on_gpu(timm_train, rounds=rounds, steps=4 * steps, whole=not arguments.quick)
