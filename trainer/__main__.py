@@ -21,8 +21,12 @@ from trainer.logs import logger, redirect_output
 from trainer.processes import AGENT_PID, Processes
 from trainer.signals import StopFlag
 
-LOST_PEER = re.compile(r"gloo[/:]|\bNCCL\b|\bDist(Backend|Network|Store)Error\b|Connection closed by peer")
-"""What gloo, NCCL and torch's store say when another rank has ended, or the network to it."""
+LOST_PEER = re.compile(
+    r"gloo[/:]|\bNCCL\b|\bDist(Backend|Network|Store)Error\b|Connection closed by peer"
+    r"|Application timeout caused pair closure"
+)
+"""What gloo, NCCL and torch's store say when another rank has ended, or the network to it. Of a sum that has begun when
+another's time is up, gloo says the last."""
 
 
 def main() -> int:
